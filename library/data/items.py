@@ -1,0 +1,102 @@
+"""What flows through the data room: one image of the collection, one request for a batch, one batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass
+class CachedLatents:
+    """The encoded form of one image as its bucket shows it; arrays are float32 or the VAE's dtype."""
+
+    latents: np.ndarray | Tensor
+    """[C, h, w]"""
+    original_size: tuple[int, int]
+    """Width and height of the source image."""
+    crop_ltrb: tuple[float, float, float, float]
+    """Where the whole image would lie inside the bucket, in bucket pixels (SDXL's crop condition)."""
+    flipped: np.ndarray | Tensor | None = None
+    """[C, h, w] of the mirrored image, when the subset flips."""
+    alpha_mask: np.ndarray | None = None
+    """[H, W] in 0..1, in bucket pixels."""
+
+
+@dataclass
+class ImageItem:
+    """One image of the collection, with what the scan found out about it."""
+
+    path: Path
+    caption: str
+    num_repeats: int
+    is_reg: bool
+    subset: int
+    """Index of its subset in the dataset's settings."""
+    size: tuple[int, int]
+    """Width and height, after EXIF rotation."""
+    bucket: tuple[int, int] = (0, 0)
+    """Width and height of the training picture."""
+    resized: tuple[int, int] = (0, 0)
+    """Width and height it is scaled to before the crop to `bucket`."""
+    conditioning_path: Path | None = None
+    latents: CachedLatents | None = field(default=None, repr=False)
+    """Filled when latents are cached in memory."""
+    latents_file: Path | None = None
+    """Set when latents are cached on disk."""
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """Everything that decides one batch; a pure value, so that any worker can answer it."""
+
+    dataset: int
+    items: tuple[int, ...]
+    """Indices into the dataset's items; a repeated image stands here once per repeat."""
+    draws: tuple[int, ...]
+    """One number per item that seeds its flips, crops and captions."""
+    epoch: int
+    """1 for the first."""
+    step: int
+    """Optimizer steps finished when the batch is used."""
+    total_steps: int
+    """Optimizer steps of the whole run."""
+    weight: float = 1.0
+    """0 for a batch that only keeps this rank in step with the others."""
+
+
+@dataclass
+class Sizes:
+    """The size conditions of SDXL, [B, 2] each, as (height, width) or (top, left)."""
+
+    original: Tensor
+    crop_top_left: Tensor
+    target: Tensor
+
+
+@dataclass
+class Batch:
+    """Images of one bucket. The dataset fills it and knows no model."""
+
+    captions: list[str]
+    loss_weights: Tensor
+    """[B]"""
+    pixels: Tensor | None = None
+    """[B, 3, H, W] in [-1, 1], when latents are not cached."""
+    latents: Tensor | None = None
+    """[B, C, h, w] as cached."""
+    text: dict[str, Tensor] = field(default_factory=dict)
+    """Cached encodings, [B, ...] each."""
+    masks: Tensor | None = None
+    """[B, 1, H, W] in [0, 1]."""
+    sizes: Sizes | None = None
+    keep_prior: tuple[int, ...] = ()
+    """Rows whose target is the untrained model's answer."""
+    network_multipliers: Tensor | None = None
+    """[B], None when all are 1."""
+    paths: list[str] = field(default_factory=list)
+    """Where the images came from, for messages."""
+    epoch: int = 1
+    step: int = 0

@@ -1,0 +1,158 @@
+"""What the trainer, the caches, the previews and the inference scripts ask of a model family."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from library.diffusion.process import Process
+from library.files.formats import LatentFormat, TextFormat
+from library.flags.settings import Settings
+
+OnWeight = Callable[[str, Tensor], Tensor]
+"""Called with each weight's name and value while a denoiser is read; its answer takes the weight's place."""
+
+
+@dataclass
+class Condition:
+    """Everything a denoiser is told besides the noisy latents and the time."""
+
+    text: dict[str, Tensor]
+    """[B, ...] each."""
+    sizes: Tensor | None = None
+    """[B, 6] original height and width, crop top and left, target height and width (SDXL)."""
+    guidance: Tensor | None = None
+    """[B], guidance-distilled models."""
+
+    def rows(self, rows: Sequence[int]) -> Condition:
+        """The sub-batch `rows`."""
+        index = list(rows)
+
+        def pick(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[index]
+
+        text = {name: value[index] for name, value in self.text.items()}
+        return Condition(text, pick(self.sizes), pick(self.guidance))
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """One picture to be made; None leaves the choice to the family's default."""
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int | None = None
+    height: int | None = None
+    seed: int | None = None
+    steps: int | None = None
+    scale: float | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    """Options only some families know, such as `cfg_trunc_ratio`."""
+
+
+@dataclass(frozen=True)
+class SwapGroup:
+    """A list of blocks in running order, and how many of them `--blocks_to_swap` takes off the device."""
+
+    blocks: nn.ModuleList
+    num_swapped: int
+
+
+class Architecture(ABC):
+    """One model family. Dimensions are inferred from the checkpoint, so a small or pruned model needs no config."""
+
+    name: ClassVar[str]
+    bucket_multiple: ClassVar[int]
+    latents: LatentFormat
+    text: TextFormat
+    process: Process
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def load_text_encoders(self, dtype: torch.dtype, device: torch.device) -> list[nn.Module]:
+        """The family's text encoders, in order, in eval mode and without gradients."""
+
+    @abstractmethod
+    def load_vae(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """The autoencoder, in eval mode and without gradients."""
+
+    @abstractmethod
+    def load_denoiser(
+        self, dtype: torch.dtype, device: torch.device, on_weight: OnWeight | None = None
+    ) -> nn.Module:
+        """The U-Net or transformer, in eval mode and without gradients."""
+
+    @abstractmethod
+    def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Token ids and word weights of training captions, [B, ...] each, on the CPU."""
+
+    @abstractmethod
+    def encode_text(self, encoders: Sequence[nn.Module | None], tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the encoders make of `tokens`; an absent encoder leaves its keys out."""
+
+    def encode_prompts(self, encoders: Sequence[nn.Module], prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Like `encode_text(tokenize(...))`, for making pictures: one call for all prompts of a picture."""
+        return self.encode_text(encoders, self.tokenize(prompts))
+
+    @abstractmethod
+    def encode_image(self, vae: nn.Module, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] -> [B, C, h, w] as the cache holds it."""
+
+    def scale_latents(self, latents: Tensor) -> Tensor:
+        """Latents as cached -> as the denoiser takes them."""
+        return latents
+
+    @abstractmethod
+    def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
+        """Latents as the denoiser takes them -> [B, 3, H, W] in [-1, 1]."""
+
+    @abstractmethod
+    def predict(self, denoiser: nn.Module, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """[B, C, h, w], [B] -> [B, C, h, w]: the only place that packs, divides t or adds size embeddings."""
+
+    @abstractmethod
+    def sample(
+        self, denoiser: nn.Module, cond: Condition, uncond: Condition | None, request: ImageRequest
+    ) -> Tensor:
+        """Latents [1, C, h, w] of one picture, as `decode_latents` takes them; `request` is complete."""
+
+    @abstractmethod
+    def complete_request(self, request: ImageRequest) -> ImageRequest:
+        """`request` with the family's defaults filled in and its size brought to the family's grid."""
+
+    def condition(self, text: dict[str, Tensor], sizes: Tensor | None = None) -> Condition:
+        """Text encodings and sizes [B, 6] as this family's denoiser wants them."""
+        return Condition(text)
+
+    def swap_groups(self, denoiser: nn.Module) -> list[SwapGroup]:
+        """Block lists in running order with their share of --blocks_to_swap."""
+        raise ValueError(f"--blocks_to_swap is not supported for {self.name}")
+
+    @abstractmethod
+    def enable_gradient_checkpointing(self, denoiser: nn.Module) -> None:
+        """Recompute the denoiser's blocks in backward."""
+
+    @abstractmethod
+    def base_model_version(self) -> str:
+        """What `ss_base_model_version` says."""
+
+    @abstractmethod
+    def metadata(self) -> dict[str, str]:
+        """ss_* entries only this family has."""
+
+    @abstractmethod
+    def model_spec(self) -> dict[str, str]:
+        """architecture, implementation, resolution and prediction_type of the modelspec fields."""
+
+    def unused_flags(self) -> Mapping[str, str]:
+        """Flag -> why it has no effect with this family."""
+        return {}
