@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -75,6 +76,11 @@ class Sizes:
     crop_top_left: Tensor
     target: Tensor
 
+    def to(self, device: torch.device) -> Sizes:
+        """The same sizes on `device`."""
+        sides = (self.original, self.crop_top_left, self.target)
+        return Sizes(*(side.to(device, non_blocking=True) for side in sides))
+
 
 @dataclass
 class Batch:
@@ -100,3 +106,20 @@ class Batch:
     """Where the images came from, for messages."""
     epoch: int = 1
     step: int = 0
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`; nothing waits for the copies when the tensors are pinned."""
+
+        def moved(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            loss_weights=self.loss_weights.to(device, non_blocking=True),
+            pixels=moved(self.pixels),
+            latents=moved(self.latents),
+            text={name: value.to(device, non_blocking=True) for name, value in self.text.items()},
+            masks=moved(self.masks),
+            sizes=None if self.sizes is None else self.sizes.to(device),
+            network_multipliers=moved(self.network_multipliers),
+        )
