@@ -1,0 +1,96 @@
+"""How long a run is, in which numbers it calculates and where its weights lie."""
+
+from dataclasses import dataclass
+
+from library.flags.declare import flag
+
+LATER_START = "starting in the middle of a run"
+DEEPSPEED = "training with DeepSpeed"
+
+
+@dataclass(frozen=True)
+class StepFlags:
+    """Steps"""
+
+    max_train_steps: int = flag(1600, "optimizer steps of the run", at_least=1)
+    max_train_epochs: int | None = flag(None, "epochs of the run; wins over max_train_steps", at_least=1)
+    seed: int | None = flag(None, "seed of every random draw; a random one unless given", at_least=0)
+    gradient_accumulation_steps: int = flag(1, "batches whose gradients are summed for one step", at_least=1)
+    skip_until_initial_step: bool = flag(False, "read and drop batches before the start", unavailable=LATER_START)
+    initial_epoch: int | None = flag(None, "epoch to count from", unavailable=LATER_START)
+    initial_step: int | None = flag(None, "step to count from", unavailable=LATER_START)
+
+
+@dataclass(frozen=True)
+class PrecisionFlags:
+    """Precision"""
+
+    mixed_precision: str = flag("no", "number format of the calculation", choices=("no", "fp16", "bf16"))
+    full_fp16: bool = flag(False, "trained weights and gradients in fp16 too; needs mixed_precision fp16")
+    full_bf16: bool = flag(False, "trained weights and gradients in bf16 too; needs mixed_precision bf16")
+    fp8_base: bool = flag(False, "frozen weights in float8", unavailable="base weights in float8")
+    fp8_base_unet: bool = flag(False, "frozen denoiser in float8", unavailable="base weights in float8")
+    no_half_vae: bool = flag(False, "run the VAE in float32, against black or broken pictures")
+
+
+@dataclass(frozen=True)
+class AttentionFlags:
+    """Attention"""
+
+    mem_eff_attn: bool = flag(False, "attention in slices, in plain torch: slow, little memory")
+    xformers: bool = flag(False, "attention of the package xformers")
+    sdpa: bool = flag(False, "attention of torch (scaled_dot_product_attention): the fastest in most cases")
+
+
+@dataclass(frozen=True)
+class MemoryFlags:
+    """Memory"""
+
+    torch_compile: bool = flag(False, "compile the model", unavailable="compiled models")
+    dynamo_backend: str = flag(
+        "inductor",
+        "compiler of torch_compile",
+        choices=(
+            "eager",
+            "aot_eager",
+            "inductor",
+            "aot_ts_nvfuser",
+            "nvprims_nvfuser",
+            "cudagraphs",
+            "ofi",
+            "fx2trt",
+            "onnxrt",
+            "tensort",
+            "ipex",
+            "tvm",
+        ),
+        unavailable="compiled models",
+    )
+    gradient_checkpointing: bool = flag(False, "compute activations again in the backward pass: slower, less memory")
+    lowram: bool = flag(False, "load models straight to the training device, for little main memory")
+    highvram: bool = flag(False, "no effect: nothing is emptied between steps that it could keep")
+    cpu_offload_checkpointing: bool = flag(
+        False, "keep checkpointed activations in main memory", unavailable="checkpoints in main memory"
+    )
+
+
+@dataclass(frozen=True)
+class DistributedFlags:
+    """Several processes"""
+
+    ddp_timeout: int | None = flag(None, "minutes to wait for the other processes", at_least=1)
+    ddp_gradient_as_bucket_view: bool = flag(False, "no effect: gradients are one buffer already")
+    ddp_static_graph: bool = flag(False, "no effect: gradients are one buffer already")
+    deepspeed: bool = flag(False, "train with DeepSpeed", unavailable=DEEPSPEED)
+    zero_stage: int = flag(2, "ZeRO stage", choices=(0, 1, 2, 3), unavailable=DEEPSPEED)
+    offload_optimizer_device: str | None = flag(
+        None, "where optimizer state goes", choices=(None, "cpu", "nvme"), unavailable=DEEPSPEED
+    )
+    offload_optimizer_nvme_path: str | None = flag(None, "folder for optimizer state", unavailable=DEEPSPEED)
+    offload_param_device: str | None = flag(
+        None, "where weights go", choices=(None, "cpu", "nvme"), unavailable=DEEPSPEED
+    )
+    offload_param_nvme_path: str | None = flag(None, "folder for weights", unavailable=DEEPSPEED)
+    zero3_init_flag: bool = flag(False, "build the model in parts", unavailable=DEEPSPEED)
+    zero3_save_16bit_model: bool = flag(False, "save in 16 bit", unavailable=DEEPSPEED)
+    fp16_master_weights_and_gradients: bool = flag(False, "fp16 master weights", unavailable=DEEPSPEED)

@@ -1,0 +1,37 @@
+"""Which groups of flags each training script takes."""
+
+from library.flags.config_file import ConfigFileFlags
+from library.flags.dataset import CacheFlags, CaptionFlags, DatasetFlags
+from library.flags.model import ModelFlags
+from library.flags.monitor import PreviewFlags, ValidationFlags
+from library.flags.network import NetworkFlags
+from library.flags.objective import LossFlags, NoiseFlags
+from library.flags.optimizer import OptimizerFlags, SchedulerFlags
+from library.flags.output import HubFlags, LoggingFlags, MetadataFlags, OutputFlags
+from library.flags.retired import RetiredFlags
+from library.flags.run import AttentionFlags, DistributedFlags, MemoryFlags, PrecisionFlags, StepFlags
+
+TRAINER: tuple[type, ...] = (
+    ModelFlags,
+    DatasetFlags,
+    CaptionFlags,
+    CacheFlags,
+    OutputFlags,
+    MetadataFlags,
+    HubFlags,
+    OptimizerFlags,
+    SchedulerFlags,
+    StepFlags,
+    PrecisionFlags,
+    AttentionFlags,
+    MemoryFlags,
+    NoiseFlags,
+    LossFlags,
+    PreviewFlags,
+    ValidationFlags,
+    LoggingFlags,
+    DistributedFlags,
+    ConfigFileFlags,
+    RetiredFlags,
+)
+TRAIN_NETWORK: tuple[type, ...] = (NetworkFlags, *TRAINER)
