@@ -1,0 +1,357 @@
+"""Reading and writing weight files, one tensor at a time.
+
+`.safetensors` files are read by seeking and reading straight into a fresh tensor. Mapping them into memory would count
+every page that was touched as used, so that loading peaks at twice the size of the model.
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import struct
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from library.files.atomic import replacing
+
+SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+class WeightFile(ABC):
+    """A file of named tensors, open for reading; a context manager."""
+
+    path: Path
+    metadata: dict[str, str]
+
+    @abstractmethod
+    def keys(self) -> list[str]:
+        """The names of the tensors, in the order of the file."""
+
+    @abstractmethod
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of one tensor, without reading it."""
+
+    @abstractmethod
+    def dtype(self, key: str) -> torch.dtype:
+        """The dtype of one tensor as stored, without reading it."""
+
+    @abstractmethod
+    def read(self, key: str) -> Tensor:
+        """One tensor on the CPU, as stored, sharing no memory with the file."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the file."""
+
+    def __enter__(self) -> WeightFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_weights(path: str | os.PathLike[str]) -> WeightFile:
+    """Open a `.safetensors`, `.ckpt`, `.pt`, `.pth` or `.bin` file.
+
+    Pickled files are read without running the code in them, and a nested `state_dict` is unwrapped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a folder, cut short, not a file of weights, or holds code.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; a file of weights ({', '.join(_ALL_SUFFIXES)}) is needed here")
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    if file.suffix.lower() in PICKLE_SUFFIXES:
+        return _PickleFile(file)
+    return _SafetensorsFile(file)
+
+
+def save_safetensors(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write `tensors` to `path` in one piece: the file is whole or it is not there."""
+    with replacing(path) as temporary:
+        contiguous = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+        save_file(contiguous, temporary, dict(metadata) if metadata else None)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the value of one parameter comes from: a tensor of a file, or some of its rows."""
+
+    file: WeightFile
+    key: str
+    rows: slice | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape that `read` will have."""
+        whole = self.file.shape(self.key)
+        if self.rows is None:
+            return whole
+        return (len(range(*self.rows.indices(whole[0]))), *whole[1:])
+
+    def read(self) -> Tensor:
+        """The value on the CPU, as stored."""
+        value = self.file.read(self.key)
+        return value if self.rows is None else value[self.rows].clone()
+
+
+def fill_module(
+    module: nn.Module,
+    sources: Mapping[str, Source],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    on_weight: Callable[[str, Tensor], Tensor] | None = None,
+) -> None:
+    """Give a module built on the meta device its weights, key by key, so that one tensor is in the air at a time.
+
+    `sources` name every parameter and persistent buffer of `module`. Floating tensors are cast to `dtype`, integers
+    keep theirs; `on_weight` sees each name and cast value, and its answer takes the value's place. The weight of a
+    1x1 convolution fills a linear layer and the other way round, since the numbers are the same.
+
+    Raises:
+        ValueError: keys are missing or left over, or a shape is wrong; names the file and the first few keys.
+    """
+    wanted = module.state_dict()
+    _check_sources(wanted, sources)
+    owners = dict(module.named_modules())
+    for name, placeholder in wanted.items():
+        value = sources[name].read().reshape(placeholder.shape)
+        value = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+        if on_weight is not None:
+            value = on_weight(name, value)
+        _put(owners, name, value)
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        assert not tensor.is_meta, f"{name} was built on the meta device and no file fills it"
+        if name not in wanted:
+            _put(owners, name, tensor.to(device))
+
+
+def describe_keys(keys: Iterable[str], limit: int = 5) -> str:
+    """The first few of `keys`, for a message."""
+    names = sorted(keys)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def _check_sources(wanted: Mapping[str, Tensor], sources: Mapping[str, Source]) -> None:
+    files = ", ".join(sorted({str(source.file.path) for source in sources.values()})) or "the file"
+    missing = [name for name in wanted if name not in sources]
+    if missing:
+        raise ValueError(f"{files}: {len(missing)} weights are missing: {describe_keys(missing)}")
+    unexpected = [source.key for name, source in sources.items() if name not in wanted]
+    if unexpected:
+        raise ValueError(f"{files}: {len(unexpected)} weights do not belong to this model: {describe_keys(unexpected)}")
+    wrong = []
+    for name, placeholder in wanted.items():
+        found, expected = sources[name].shape, tuple(placeholder.shape)
+        if _without_kernel(found) != _without_kernel(expected):
+            wrong.append(f"{sources[name].key} has shape {list(found)}, expected {list(expected)}")
+    if wrong:
+        raise ValueError(f"{files}: {len(wrong)} weights have the wrong shape: {describe_keys(wrong, 3)}")
+
+
+def _without_kernel(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a 1x1 convolution's weight as a linear layer has it."""
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
+
+
+def _put(owners: Mapping[str, nn.Module], name: str, value: Tensor) -> None:
+    """Make `value` the parameter or buffer `name`, keeping which of the two it is."""
+    prefix, _, leaf = name.rpartition(".")
+    owner = owners[prefix]
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    else:
+        owner._buffers[leaf] = value
+
+
+_ALL_SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES)
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+}
+
+# The longest header that the format allows.
+_LARGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor of a safetensors file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+class _SafetensorsFile(WeightFile):
+    """A safetensors file: the length of the header, the header as JSON, then the bytes of the tensors."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: BinaryIO = path.open("rb", buffering=0)
+        try:
+            self.metadata, self._entries = _read_header(path, self._file)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def keys(self) -> list[str]:
+        return list(self._entries)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._entries[key].shape
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self._entries[key].dtype
+
+    def read(self, key: str) -> Tensor:
+        entry = self._entries[key]
+        buffer = torch.empty(entry.size, dtype=torch.uint8)
+        view = buffer.numpy().data
+        self._file.seek(entry.start)
+        done = 0
+        # One call reads at most 2 GiB on Linux.
+        while done < entry.size:
+            count = self._file.readinto(view[done:])  # type: ignore[attr-defined]
+            if not count:
+                raise ValueError(f"{self.path} is cut short: it ends inside {key}; copy or download it again")
+            done += count
+        return buffer.view(entry.dtype).reshape(entry.shape)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, str], dict[str, _Entry]]:
+    total = path.stat().st_size
+    start = file.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 2 <= length <= _LARGEST_HEADER or start[:7] == b"version":
+        raise ValueError(_not_safetensors(path, start))
+    if 8 + length > total:
+        raise ValueError(f"{path} is cut short: its header alone needs {8 + length} bytes and it has {total}")
+    try:
+        header: dict[str, Any] = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", None) or {}
+        entries = {key: _entry(value, 8 + length) for key, value in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a safetensors file: its header cannot be read ({error})") from error
+    needed = max((entry.start + entry.size for entry in entries.values()), default=8 + length)
+    if needed > total:
+        raise ValueError(
+            f"{path} is cut short: its tensors need {needed} bytes and it has {total}; copy or download it again"
+        )
+    return metadata, entries
+
+
+def _entry(value: Mapping[str, Any], base: int) -> _Entry:
+    dtype = _SAFETENSORS_DTYPES[value["dtype"]]
+    shape = tuple(value["shape"])
+    begin, end = value["data_offsets"]
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{shape} of {value['dtype']} does not fit into {end - begin} bytes")
+    return _Entry(dtype, shape, base + begin, end - begin)
+
+
+def _not_safetensors(path: Path, start: bytes) -> str:
+    if start.startswith(b"version"):
+        return f"{path} is a Git LFS pointer, not the weights; fetch it with `git lfs pull`"
+    if start.startswith(b"PK") or start.startswith(b"\x80"):
+        return f"{path} is a pickled file with the wrong extension; rename it to .ckpt"
+    return f"{path} is not a safetensors file (or is cut short)"
+
+
+class _PickleFile(WeightFile):
+    """A file written by torch.save; files in its zip format stay on disk until a tensor is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata = {}
+        self._mapped = zipfile.is_zipfile(path)
+        self._tensors = _flatten(path, _unpickle(path, self._mapped))
+
+    def keys(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._tensors[key].shape)
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self._tensors[key].dtype
+
+    def read(self, key: str) -> Tensor:
+        tensor = self._tensors[key].detach()
+        return tensor.clone() if self._mapped else tensor
+
+    def close(self) -> None:
+        self._tensors = {}
+
+
+def _unpickle(path: Path, mapped: bool) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" not in str(error) and "global" not in str(error):
+            raise ValueError(f"{path} is not a file of weights, or is cut short ({_first_line(error)})") from error
+        raise ValueError(
+            f"{path} holds pickled code besides weights, which could do anything and is not run. If you trust it, "
+            "load it with torch.load(..., weights_only=False) in an environment of its own, save its state_dict with "
+            "safetensors.torch.save_file, and give the .safetensors file here"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OSError) as error:
+        raise ValueError(f"{path} is not a file of weights, or is cut short ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _flatten(path: Path, content: object) -> dict[str, Tensor]:
+    """The tensors of an unpickled checkpoint, at the top or under `state_dict`."""
+    while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    tensors = (
+        {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
+    if not tensors:
+        raise ValueError(f"{path} holds no named tensors")
+    return tensors
