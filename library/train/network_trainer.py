@@ -1,0 +1,180 @@
+"""Training a network of adapters, such as LoRA, on top of a frozen model."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from library.data.items import Batch
+from library.flags.network import NetworkFlags
+from library.flags.optimizer import OptimizerFlags
+from library.flags.run import MemoryFlags, PrecisionFlags
+from library.train.saving import Writer
+from library.train.state import Models, ParameterGroups
+from library.train.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class TrainedNetwork:
+    """A network of `--network_module` on the models it was applied to, its own or another project's."""
+
+    def __init__(self, network: Any, models: Models, flags: NetworkFlags) -> None:
+        self.network = network
+        self.flags = flags
+        self.text_encoder = as_the_contract_wants(models.text_encoders)
+        self.denoiser = models.denoiser
+        self.trains_text_encoder = not flags.network_train_unet_only
+        self.last_norms: dict[str, float] = {}
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """While the context lasts the base model answers."""
+        self.network.set_multiplier(0.0)
+        try:
+            yield
+        finally:
+            self.network.set_multiplier(1.0)
+
+    def start_epoch(self) -> None:
+        """Tell the network that an epoch starts."""
+        self.network.on_epoch_start(self.text_encoder, self.denoiser)
+
+    def start_step(self, batch: Batch) -> None:
+        """Give the network the multipliers of this batch's images."""
+        if batch.network_multipliers is not None:
+            self.network.set_multiplier(batch.network_multipliers)
+        if hasattr(self.network, "on_step_start"):
+            self.network.on_step_start()
+
+    def finish_update(self) -> None:
+        """Scale down what has grown beyond --scale_weight_norms."""
+        limit = self.flags.scale_weight_norms
+        if limit is None:
+            return
+        device = next(iter(self.network.parameters())).device
+        scaled, mean, largest = self.network.apply_max_norm_regularization(limit, device)
+        self.last_norms = {"max_norm/keys_scaled": scaled, "max_norm/average_key_norm": mean, "max_norm/max_key_norm": largest}
+
+    def norms(self) -> dict[str, float]:
+        """What the last scaling found, for the log."""
+        return self.last_norms
+
+
+class NetworkTrainer(Trainer):
+    """Trains `--network_module` on a frozen denoiser and, unless told otherwise, its text encoders."""
+
+    trained: TrainedNetwork
+
+    def build_trainable(self) -> TrainedNetwork:
+        """The network, standing in the models, in the precision it is trained in."""
+        flags, models = self.settings[NetworkFlags], self.models
+        module = network_module(flags)
+        self.merge_base_weights(module)
+        network = self.create_network(module)
+        network.apply_to(
+            as_the_contract_wants(models.text_encoders),
+            models.denoiser,
+            not flags.network_train_unet_only,
+            not flags.network_train_text_encoder_only,
+        )
+        if flags.network_weights is not None:
+            logger.info("network weights from %s: %s", flags.network_weights, network.load_weights(flags.network_weights))
+        if flags.scale_weight_norms is not None and not hasattr(network, "apply_max_norm_regularization"):
+            raise ValueError(f"--scale_weight_norms is not supported by {flags.network_module}")
+        precision = self.settings[PrecisionFlags]
+        half = precision.full_fp16 or precision.full_bf16
+        network.to(self.device, self.dtype if half else torch.float32)
+        network.prepare_grad_etc(as_the_contract_wants(models.text_encoders), models.denoiser)
+        if self.settings[MemoryFlags].gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        network.train()
+        return TrainedNetwork(network, models, flags)
+
+    def merge_base_weights(self, module: Any) -> None:
+        """Merge `--base_weights` into the frozen models, each with its own strength."""
+        flags, models = self.settings[NetworkFlags], self.models
+        files = flags.base_weights or ()
+        strengths = flags.base_weights_multiplier or ()
+        if len(strengths) > len(files):
+            raise ValueError(f"--base_weights_multiplier has {len(strengths)} values for {len(files)} --base_weights")
+        encoders = as_the_contract_wants(models.text_encoders)
+        for index, file in enumerate(files):
+            strength = strengths[index] if index < len(strengths) else 1.0
+            logger.info("merging %s into the base model, times %s", file, strength)
+            network, weights = module.create_network_from_weights(
+                strength, file, models.vae, encoders, models.denoiser, for_inference=True
+            )
+            network.merge_to(encoders, models.denoiser, weights, self.dtype, self.device)
+
+    def create_network(self, module: Any) -> Any:
+        """A network of the shape the flags or the `--network_weights` file ask for."""
+        flags, models = self.settings[NetworkFlags], self.models
+        encoders = as_the_contract_wants(models.text_encoders)
+        arguments = network_arguments(flags)
+        if flags.dim_from_weights:
+            network, _ = module.create_network_from_weights(
+                1.0, flags.network_weights, models.vae, encoders, models.denoiser, **arguments
+            )
+            return network
+        arguments.setdefault("dropout", flags.network_dropout)
+        return module.create_network(
+            1.0,
+            flags.network_dim,
+            flags.network_alpha,
+            models.vae,
+            encoders,
+            models.denoiser,
+            neuron_dropout=flags.network_dropout,
+            **arguments,
+        )
+
+    def parameter_groups(self) -> ParameterGroups:
+        """The network's own groups; what is in none of them is neither trained nor counted."""
+        rates, network = self.settings[OptimizerFlags], self.trained.network
+        text_rates = rates.text_encoder_lr
+        if hasattr(network, "prepare_optimizer_params_with_multiple_te_lrs"):
+            answer = network.prepare_optimizer_params_with_multiple_te_lrs(
+                text_rates, rates.unet_lr, rates.learning_rate
+            )
+        else:
+            first = text_rates[0] if text_rates else None
+            answer = network.prepare_optimizer_params(first, rates.unet_lr, rates.learning_rate)
+        groups, names = answer if isinstance(answer, tuple) else (answer, None)
+        groups = [group | {"params": list(group["params"])} for group in groups]
+        trained = {id(parameter) for group in groups for parameter in group["params"]}
+        for parameter in network.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        if not trained:
+            raise ValueError(
+                "there is nothing to train: every learning rate is 0, or --network_args leaves no layer; "
+                "see --learning_rate, --unet_lr, --text_encoder_lr"
+            )
+        return ParameterGroups(groups, list(names) if names else [f"group{i}" for i in range(len(groups))])
+
+
+def network_module(flags: NetworkFlags) -> Any:
+    """The module that `--network_module` names."""
+    assert flags.network_module is not None  # the settings have been checked
+    try:
+        return importlib.import_module(flags.network_module)
+    except ModuleNotFoundError as error:
+        package = flags.network_module.split(".")[0]
+        hint = "pip install lycoris-lora" if package == "lycoris" else "is the name right? networks.lora is the usual one"
+        raise ValueError(f"--network_module {flags.network_module}: {error}; {hint}") from error
+
+
+def network_arguments(flags: NetworkFlags) -> dict[str, Any]:
+    """`--network_args` as the keywords of the network's constructor; values stay text."""
+    return dict(pair.split("=", 1) for pair in flags.network_args or ())
+
+
+def as_the_contract_wants(encoders: Sequence[nn.Module]) -> Any:
+    """One text encoder by itself, several as a list: how every network module has always been called."""
+    return encoders[0] if len(encoders) == 1 else list(encoders)

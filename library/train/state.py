@@ -1,0 +1,90 @@
+"""What a training run holds in its hands: the models, what is trained, and how far it has come."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import nn
+
+from library.data.items import Batch
+
+
+@dataclass
+class Models:
+    """The frozen models of a run; the VAE is gone once every latent is cached."""
+
+    text_encoders: list[nn.Module]
+    denoiser: nn.Module
+    vae: nn.Module | None = None
+
+
+@dataclass
+class TrainState:
+    """How far the run has come."""
+
+    epoch: int = 0
+    """The running epoch, 1 for the first."""
+    step: int = 0
+    """Optimizer steps finished."""
+    micro_step: int = 0
+    """Batches seen by this rank."""
+
+
+class Trained(Protocol):
+    """What a run changes, as the step and the trainer see it."""
+
+    trains_text_encoder: bool
+
+    def off(self) -> AbstractContextManager[None]:
+        """While the context lasts the base model answers."""
+        ...
+
+    def start_epoch(self) -> None:
+        """Called before each epoch."""
+        ...
+
+    def start_step(self, batch: Batch) -> None:
+        """Called before each batch goes through the models."""
+        ...
+
+    def finish_update(self) -> None:
+        """Called after each optimizer step."""
+        ...
+
+    def norms(self) -> dict[str, float]:
+        """What the log says about the size of the weights."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long the run is."""
+
+    batches_per_epoch: int
+    """Batches of one rank."""
+    accumulation: int
+    updates_per_epoch: int
+    epochs: int
+    steps: int
+    """Optimizer steps of the whole run."""
+
+    @staticmethod
+    def of(batches_per_epoch: int, accumulation: int, max_steps: int, max_epochs: int | None) -> Plan:
+        """`max_epochs`, when given, decides the number of steps; otherwise `max_steps` the number of epochs."""
+        updates = -(-batches_per_epoch // accumulation)
+        steps = max_epochs * updates if max_epochs is not None else max_steps
+        return Plan(batches_per_epoch, accumulation, updates, -(-steps // updates), steps)
+
+    def completes_update(self, batch_index: int) -> bool:
+        """Whether the optimizer steps after this batch: accumulated batches never reach into the next epoch."""
+        return (batch_index + 1) % self.accumulation == 0 or batch_index + 1 == self.batches_per_epoch
+
+
+@dataclass
+class ParameterGroups:
+    """What the optimizer changes, and a name for each group in the log."""
+
+    groups: list[dict] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)

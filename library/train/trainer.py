@@ -1,0 +1,250 @@
+"""The run, from top to bottom: data, models, caches, what is trained, epochs of steps, the last file."""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import ClassVar
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from library.data.caching import cache_latents
+from library.data.config import read_dataset_config
+from library.data.dataset import load_training_set
+from library.data.items import Batch
+from library.data.loader import make_loader
+from library.data.summary import dataset_metadata
+from library.diffusion.process import Draws
+from library.flags.console import set_up_logging
+from library.flags.dataset import CacheFlags, CaptionFlags, DatasetFlags
+from library.flags.model import ModelFlags
+from library.flags.monitor import PreviewFlags
+from library.flags.optimizer import OptimizerFlags, SchedulerFlags
+from library.flags.output import LoggingFlags, OutputFlags
+from library.flags.run import MemoryFlags, PrecisionFlags, StepFlags
+from library.flags.settings import Settings
+from library.models.architecture import Architecture
+from library.train.accelerator import agreed_seed, make_accelerator, start_trackers, weight_dtype
+from library.train.flat_parameters import FlatParameters
+from library.train.metadata import RunFacts, training_metadata
+from library.train.optimizer import evaluating, is_elementwise, make_optimizer
+from library.train.preview import Previews
+from library.train.progress import Progress
+from library.train.report import log_plan, log_rates, report_unused_flags
+from library.train.saving import Saver, Writer
+from library.train.scheduler import make_scheduler
+from library.train.state import Models, ParameterGroups, Plan, Trained, TrainState
+from library.train.step import step_loss, step_seed
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(ABC):
+    """One training run. Subclasses say what is trained and how it is written; the rest is the same for all."""
+
+    architecture: ClassVar[type[Architecture]]
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.state = TrainState()
+
+    @abstractmethod
+    def build_trainable(self) -> Trained:
+        """Make what is trained out of `self.models`."""
+
+    @abstractmethod
+    def parameter_groups(self) -> ParameterGroups:
+        """What the optimizer changes, with a learning rate and a name for each group."""
+
+    @abstractmethod
+    def write_checkpoint(self, step: int, epoch: int) -> Writer:
+        """Take the weights as they are now; the answer writes them to a path, in a thread of its own."""
+
+    def run(self) -> int:
+        """Train and return the exit code; a mistake of the user's is one line without a stack trace."""
+        set_up_logging(self.settings[LoggingFlags])
+        try:
+            self.train()
+        except (ValueError, OSError) as error:
+            logger.error("%s", error, exc_info=logger.isEnabledFor(logging.DEBUG))
+            return 1
+        return 0
+
+    def train(self) -> None:
+        """The whole run."""
+        self.start()
+        self.load_data()
+        self.load_models()
+        self.trained = self.build_trainable()
+        self.prepare()
+        self.run_epochs()
+        self.finish()
+
+    def start(self) -> None:
+        """Processes, the seed, the family, and every check that needs no model."""
+        self.accelerator = make_accelerator(self.settings)
+        self.device = self.accelerator.device
+        self.seed = agreed_seed(self.settings[StepFlags].seed)
+        set_seed(self.seed)
+        self.dtype = weight_dtype(self.settings[PrecisionFlags])
+        self.arch = self.architecture(self.settings)
+        report_unused_flags(self.settings, self.arch)
+        self.previews = Previews(self.settings[PreviewFlags], self.settings[OutputFlags], self.arch)
+
+    def load_data(self) -> None:
+        """Images, captions and the order they come in; with them the length of the run is known."""
+        dataset, captions = self.settings[DatasetFlags], self.settings[CaptionFlags]
+        config = read_dataset_config(dataset, captions, bucket_multiple=self.arch.bucket_multiple)
+        self.data = load_training_set(config, self.settings)
+        steps = self.settings[StepFlags]
+        self.plan = Plan.of(
+            batches_per_epoch=math.ceil(self.data.num_batches / self.accelerator.num_processes),
+            accumulation=steps.gradient_accumulation_steps,
+            max_steps=steps.max_train_steps,
+            max_epochs=steps.max_train_epochs,
+        )
+
+    def load_models(self) -> None:
+        """The frozen models; the VAE stays only if it is needed after the latents are cached."""
+        vae_dtype = torch.float32 if self.settings[PrecisionFlags].no_half_vae else self.dtype
+        cached = self.settings[CacheFlags].cache_latents
+        vae = None
+        if not cached or self.previews.wanted:
+            vae = self.arch.load_vae(vae_dtype, self.device)
+        if cached:
+            vae = self.fill_latent_cache(vae, vae_dtype)
+        encoders = self.arch.load_text_encoders(self.dtype, self.device)
+        denoiser = self.arch.load_denoiser(self.dtype, self.device)
+        self.models = Models(encoders, denoiser, vae)
+
+    def fill_latent_cache(self, vae: nn.Module | None, vae_dtype: torch.dtype) -> nn.Module | None:
+        """Encode what no valid cache holds; a run whose caches are complete never loads the VAE for it."""
+        flags = self.settings[CacheFlags]
+        holder = [vae]
+
+        def encode(pixels: Tensor, seeds: Sequence[int]) -> Tensor:
+            if holder[0] is None:
+                holder[0] = self.arch.load_vae(vae_dtype, self.device)
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            pixels = pixels.to(self.device, vae_dtype)
+            with torch.no_grad():
+                rows = [
+                    self.arch.encode_image(holder[0], row[None], generator)
+                    for row, generator in zip(pixels, generators, strict=True)
+                ]
+            return torch.cat(rows)
+
+        cache_latents(
+            self.data,
+            encode,
+            self.arch.latents,
+            vae_id=self.arch.vae_id(),
+            batch_size=flags.vae_batch_size,
+            to_disk=flags.cache_latents_to_disk,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            skip_cache_check=flags.skip_cache_check,
+        )
+        self.accelerator.wait_for_everyone()
+        return holder[0] if self.previews.wanted else None
+
+    def prepare(self) -> None:
+        """Optimizer, schedule, loader, log and the metadata of the files to come."""
+        if self.settings[MemoryFlags].gradient_checkpointing:
+            self.arch.enable_gradient_checkpointing(self.models.denoiser)
+        groups = self.parameter_groups()
+        log_rates(groups)
+        optimizer = self.settings[OptimizerFlags]
+        self.flat = FlatParameters(groups.groups)
+        self.flat.broadcast()
+        self.optimizer = make_optimizer(optimizer, self.flat.optimizer_groups(is_elementwise(optimizer)))
+        self.optimizer = self.accelerator.prepare_optimizer(self.optimizer)
+        self.scheduler = make_scheduler(self.settings[SchedulerFlags], self.optimizer, self.plan.steps)
+        self.loader = self.make_loader()
+        self.progress = Progress(self.plan, groups.names, self.accelerator, self.settings)
+        self.saver = Saver(self.settings[OutputFlags], self.plan.epochs, self.accelerator.is_main_process)
+        self.metadata = self.make_metadata()
+        start_trackers(self.accelerator, self.settings)
+        log_plan(self.plan, self.data, self.accelerator)
+
+    def run_epochs(self) -> None:
+        """Epochs of steps, from where the state stands to the end of the plan."""
+        with evaluating(self.optimizer):
+            self.previews.at_start(self.models, self.accelerator)
+        while self.state.step < self.plan.steps:
+            self.state.epoch += 1
+            self.progress.start_epoch(self.state.epoch)
+            self.trained.start_epoch()
+            self.run_epoch()
+            self.after_epoch()
+
+    def run_epoch(self) -> None:
+        """One pass over this rank's batches, or what is left of the plan."""
+        for index, batch in enumerate(self.loader.epoch(self.state.epoch, first_step=self.state.step)):
+            completes = self.plan.completes_update(index)
+            loss = self.backward(batch.to(self.device))
+            self.state.micro_step += 1
+            self.progress.add_loss(loss)
+            if completes:
+                self.update()
+                self.after_update()
+            if self.state.step >= self.plan.steps:
+                return
+
+    def backward(self, batch: Batch) -> Tensor:
+        """Add one batch's gradient to the flat gradient; the loss comes back as it lies on the device."""
+        seed = step_seed(self.seed, self.accelerator.process_index, self.state.micro_step)
+        torch.manual_seed(seed)  # the dropouts of this step
+        draws = Draws.seeded(seed, self.device)
+        self.trained.start_step(batch)
+        with self.accelerator.autocast():
+            loss = step_loss(batch, self.arch, self.models, self.trained, draws)
+        self.accelerator.backward(loss)  # divides by the accumulation steps
+        return loss.detach()
+
+    def update(self) -> None:
+        """One optimizer step on the mean gradient of all ranks."""
+        self.flat.average()
+        max_norm = self.settings[OptimizerFlags].max_grad_norm
+        if self.optimizer.scaler is not None:
+            self.accelerator.unscale_gradients(self.optimizer)
+        if max_norm:
+            self.flat.clip_(max_norm)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.flat.zero_grad()
+        self.state.step += 1
+        self.trained.finish_update()
+
+    def after_update(self) -> None:
+        """What the settings ask for after an optimizer step."""
+        state = self.state
+        self.progress.finish_update(state.step, self.optimizer, self.trained.norms())
+        with evaluating(self.optimizer):
+            if self.previews.due_at_step(state.step):
+                self.previews.make(self.models, self.accelerator, step=state.step, epoch=None)
+            if self.saver.due_at_step(state.step):
+                self.saver.save_step(self.write_checkpoint(state.step, state.epoch - 1), state.step)
+
+    def after_epoch(self) -> None:
+        """What the settings ask for after an epoch."""
+        state = self.state
+        self.progress.finish_epoch(state.epoch)
+        with evaluating(self.optimizer):
+            if self.saver.due_at_epoch(state.epoch):
+                self.saver.save_epoch(self.write_checkpoint(state.step, state.epoch), state.epoch)
+            if self.previews.due_at_epoch(state.epoch):
+                self.previews.make(self.models, self.accelerator, step=state.step, epoch=state.epoch)
+
+    def finish(self) -> None:
+        """The last file, and every thread joined."""
+        with evaluating(self.optimizer):
+            self.saver.save_last(self.write_checkpoint(self.state.step, self.plan.epochs))
+        self.saver.join()
+        self.progress.close()
+        self.accelerator.end_training()
