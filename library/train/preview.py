@@ -1,0 +1,278 @@
+"""Preview pictures during training: when they are due, how they are made, where they go."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate.utils import clear_device_cache, gather_object
+from PIL import Image
+from torch import Tensor, nn
+
+from library.flags.monitor import PreviewFlags
+from library.flags.output import OutputFlags
+from library.generation.images import sample_file_name, save_png, to_image
+from library.generation.prompt_line import read_prompts
+from library.models.architecture import Architecture, ImageRequest
+
+logger = logging.getLogger(__name__)
+
+
+class PreviewModels(Protocol):
+    """The models of a run, as far as pictures need them."""
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The U-Net or transformer, with the adapters that are being trained."""
+        ...
+
+    @property
+    def text_encoders(self) -> Sequence[nn.Module]:
+        """In the order of the family."""
+        ...
+
+    @property
+    def vae(self) -> nn.Module | None:
+        """On any device; it lies on the device of the run only while it decodes."""
+        ...
+
+
+class Processes(Protocol):
+    """The part of accelerate's Accelerator that previews use."""
+
+    process_index: int
+    num_processes: int
+    trackers: list[Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        ...
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the run."""
+        ...
+
+
+class Previews:
+    """The pictures of `--sample_prompts`, made when `--sample_every_n_epochs`, `_steps` or `--sample_at_first` say so.
+
+    Raises ValueError when pictures are asked for and the file of prompts is not given, missing or malformed.
+    """
+
+    def __init__(self, flags: PreviewFlags, output: OutputFlags, arch: Architecture) -> None:
+        self.flags = flags
+        self.arch = arch
+        self.output_name = output.output_name
+        self.folder = Path(output.output_dir or ".") / "sample"
+        self.every_epochs = _positive("--sample_every_n_epochs", flags.sample_every_n_epochs)
+        self.every_steps = _positive("--sample_every_n_steps", flags.sample_every_n_steps)
+        if self.every_epochs is not None:
+            self.every_steps = None
+        self.wanted = bool(self.every_epochs or self.every_steps or flags.sample_at_first)
+        """Whether any picture will be made, so that the VAE must be kept."""
+        self.requests: list[ImageRequest] = []
+        self._file_content = b""
+        if self.wanted:
+            if flags.sample_prompts is None:
+                raise ValueError("previews need --sample_prompts, a .txt, .toml or .json file of prompts")
+            self._read(Path(flags.sample_prompts))
+        elif flags.sample_prompts is not None:
+            logger.warning(
+                "--sample_prompts has no effect without --sample_every_n_epochs, --sample_every_n_steps or "
+                "--sample_at_first"
+            )
+
+    def due_at_step(self, step: int) -> bool:
+        """Whether pictures are to be made after optimizer step `step`."""
+        return self.every_steps is not None and step % self.every_steps == 0
+
+    def due_at_epoch(self, epoch: int) -> bool:
+        """Whether pictures are to be made at the end of `epoch`, 1 for the first."""
+        return self.every_epochs is not None and epoch % self.every_epochs == 0
+
+    def at_start(self, models: PreviewModels, accelerator: Processes) -> list[Path]:
+        """The pictures of the untrained model, when --sample_at_first asks for them."""
+        return self.make(models, accelerator, step=0, epoch=0) if self.flags.sample_at_first else []
+
+    def make(
+        self,
+        models: PreviewModels,
+        accelerator: Processes,
+        step: int,
+        epoch: int | None = None,
+        trained: Sequence[nn.Module] = (),
+    ) -> list[Path]:
+        """Make every picture and return the files of all processes, in the order of the prompts.
+
+        Process i makes the pictures i, i + n, ...; `epoch` None means that the step names them. `trained` are
+        modules outside of `models` that must not be in training mode either. A picture that fails is logged and
+        left out; training continues with the random numbers and modes it had.
+        """
+        self._read_again()
+        mine = list(enumerate(self.requests))[accelerator.process_index :: accelerator.num_processes]
+        modules = [models.denoiser, *models.text_encoders, *trained]
+        files: list[tuple[int, Path]] = []
+        with torch.no_grad(), _unchanged_randomness(accelerator.device), _evaluating(modules):
+            for index, request in mine:
+                make = partial(self._make_one, index, request, models, accelerator, step, epoch)
+                path = _attempted(make, request, accelerator.device)
+                if path is not None:
+                    files.append((index, path))
+        if accelerator.num_processes > 1:
+            files = sorted(gather_object(files))
+        self._log_images(files, accelerator, step)
+        return [path for _, path in files]
+
+    def _make_one(
+        self,
+        index: int,
+        request: ImageRequest,
+        models: PreviewModels,
+        accelerator: Processes,
+        step: int,
+        epoch: int | None,
+    ) -> Path:
+        """Make and write one picture."""
+        if request.seed is None:
+            # A seed of its own, not one drawn from the streams of the training; the file name tells it.
+            request = replace(request, seed=random.SystemRandom().getrandbits(32))
+        with accelerator.autocast():
+            latents = self._latents(request, models, accelerator.device)
+        assert models.vae is not None, "the VAE is kept while previews are wanted"
+        with _on_device(models.vae, accelerator.device):
+            pixels = self.arch.decode_latents(models.vae, latents)[0]
+        _check_finite(pixels, "the picture")
+        name = sample_file_name(self.output_name, step, epoch, index, request.seed, datetime.now())
+        save_png(to_image(pixels), self.folder / name)
+        logger.info("preview %s: %s", self.folder / name, request.prompt)
+        return self.folder / name
+
+    def _latents(self, request: ImageRequest, models: PreviewModels, device: torch.device) -> Tensor:
+        """[1, C, h, w]; prompts are encoded anew each time, as their encoder may be what is trained."""
+        text = self.arch.encode_prompts(models.text_encoders, [request.prompt, request.negative_prompt])
+        assert request.height is not None and request.width is not None
+        size = [request.height, request.width]
+        sizes = torch.tensor([[*size, 0, 0, *size]] * 2, dtype=torch.float32, device=device)
+        both = self.arch.condition({name: value.to(device) for name, value in text.items()}, sizes)
+        latents = self.arch.sample(models.denoiser, both.rows([0]), both.rows([1]), request)
+        _check_finite(latents, "the denoiser's answer")
+        return latents
+
+    def _read(self, path: Path) -> None:
+        """Read the prompts with the family's defaults filled in; ValueError when one of them cannot be made."""
+        requests = []
+        for number, request in enumerate(read_prompts(path), start=1):
+            if request.sampler is None:
+                request = replace(request, sampler=self.flags.sample_sampler)
+            try:
+                requests.append(self.arch.complete_request(request))
+            except ValueError as error:
+                raise ValueError(f"{path}, prompt {number} ({request.prompt!r}): {error}") from error
+        self.requests = requests
+        self._file_content = path.read_bytes()
+
+    def _read_again(self) -> None:
+        """Take over what was edited since; a file that has become unreadable leaves the prompts as they were."""
+        assert self.flags.sample_prompts is not None
+        path = Path(self.flags.sample_prompts)
+        try:
+            if path.read_bytes() != self._file_content:
+                self._read(path)
+        except (OSError, ValueError) as error:
+            logger.warning("the prompts stay as they were: %s", error)
+
+    def _log_images(self, files: Sequence[tuple[int, Path]], accelerator: Processes, step: int) -> None:
+        """Send the pictures of all processes to the trackers, from the main process."""
+        for tracker in accelerator.trackers if accelerator.process_index == 0 else ():
+            for index, path in files:
+                try:
+                    _log_image(tracker, f"sample_{index}", path, self.requests[index].prompt, step)
+                except Exception as error:  # a tracker's trouble must not end the run
+                    logger.warning("%s was not sent to %s: %s", path, tracker.name, error)
+
+
+def _positive(flag: str, value: int | None) -> int | None:
+    if value is not None and value <= 0:
+        logger.warning("%s %d is not above 0: it is turned off", flag, value)
+        return None
+    return value
+
+
+def _check_finite(values: Tensor, what: str) -> None:
+    if not values.isfinite().all():
+        raise ValueError(f"{what} is not finite; with fp16 try bf16, --no_half_vae or a lower learning rate")
+
+
+def _log_image(tracker: Any, tag: str, path: Path, prompt: str, step: int) -> None:
+    if tracker.name == "tensorboard":
+        with Image.open(path) as image:
+            pixels = np.asarray(image)[None]
+        tracker.log_images({tag: pixels}, step=step, dataformats="NHWC")
+    elif tracker.name == "wandb":
+        import wandb
+
+        tracker.log({tag: wandb.Image(str(path), caption=prompt)}, step=step)
+
+
+def _attempted(make: Callable[[], Path], request: ImageRequest, device: torch.device) -> Path | None:
+    """What `make` gives, or None: nothing about one picture, running out of memory included, ends the run."""
+    try:
+        return make()
+    except Exception as error:
+        logger.error(
+            "no preview of %r: %s: %s",
+            request.prompt,
+            type(error).__name__,
+            error,
+            exc_info=logger.isEnabledFor(logging.DEBUG),
+        )
+    # Only after the except clause has the exception let go of the tensors of the failed picture.
+    if device.type != "cpu":
+        clear_device_cache(garbage_collection=True)
+    return None
+
+
+@contextmanager
+def _unchanged_randomness(device: torch.device) -> Iterator[None]:
+    """The streams of torch, of the CPU and of the device, go on afterwards as if nothing had been drawn."""
+    modules = [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
+    states = [module.get_rng_state() for module in modules]
+    try:
+        yield
+    finally:
+        for module, state in zip(modules, states):
+            module.set_rng_state(state)
+
+
+@contextmanager
+def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Every module in eval mode; each of its parts returns to the mode that it had."""
+    before = {part: part.training for module in modules for part in module.modules()}
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for part, was_training in before.items():
+            part.training = was_training
+
+
+@contextmanager
+def _on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """`module` on `device`, and back where it was."""
+    home = next(module.parameters()).device
+    try:
+        module.to(device)
+        yield
+    finally:
+        module.to(home)
