@@ -1,0 +1,176 @@
+"""The processes of a run, the numbers it calculates in, and the trackers it logs to."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import random
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import toml
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, parse_flag_from_env
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from library.flags.output import LoggingFlags
+from library.flags.run import DistributedFlags, PrecisionFlags, StepFlags
+from library.flags.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+COMPUTE_DTYPES: Mapping[str, torch.dtype] = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SAVE_DTYPES: Mapping[str, torch.dtype] = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+TRACKERS: Mapping[str, tuple[str, ...]] = {
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "all": ("tensorboard", "wandb"),
+}
+"""--log_with -> trackers; each is also the name of the package it needs."""
+
+SECRETS = frozenset(["wandb_api_key", "huggingface_token"])
+
+
+def make_accelerator(settings: Settings) -> Accelerator:
+    """The processes of this run, joined; `settings` decide precision, accumulation and where logs go.
+
+    `backward` divides by --gradient_accumulation_steps. Raises ValueError for fp16 without a GPU, and for a
+    tracker without its package or its folder.
+    """
+    precision, logs = settings[PrecisionFlags], settings[LoggingFlags]
+    _check_precision(settings)
+    trackers = wanted_trackers(logs)
+    timeout = settings[DistributedFlags].ddp_timeout
+    accelerator = Accelerator(
+        mixed_precision=precision.mixed_precision,
+        gradient_accumulation_steps=settings[StepFlags].gradient_accumulation_steps,
+        log_with=list(trackers) or None,
+        project_dir=None if logs.logging_dir is None else str(run_directory(logs)),
+        kwargs_handlers=[] if timeout is None else [InitProcessGroupKwargs(timeout=timedelta(minutes=timeout))],
+    )
+    if precision.full_fp16 and accelerator.scaler is not None:
+        accelerator.scaler = HalfGradScaler(accelerator.device.type)
+    return accelerator
+
+
+def weight_dtype(flags: PrecisionFlags) -> torch.dtype:
+    """What frozen models are held and run in."""
+    return COMPUTE_DTYPES[flags.mixed_precision]
+
+
+def save_dtype(save_precision: str | None) -> torch.dtype | None:
+    """What weights are written in; None keeps that of training."""
+    return None if save_precision is None else SAVE_DTYPES[save_precision]
+
+
+def agreed_seed(seed: int | None) -> int:
+    """`seed`, or a random one below 2**32 that is the same on every rank."""
+    if seed is not None:
+        return seed
+    drawn = [random.SystemRandom().randrange(2**32)]
+    broadcast_object_list(drawn)
+    return drawn[0]
+
+
+class HalfGradScaler(GradScaler):
+    """A loss scaler for weights that are held in fp16, whose gradients are fp16 too.
+
+    The stock one refuses them, since an unscaled fp16 gradient may round to zero; --full_fp16 accepts that.
+    """
+
+    def _unscale_grads_(
+        self, optimizer: Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
+    ) -> dict[torch.device, Tensor]:
+        return super()._unscale_grads_(optimizer, inv_scale, found_inf, True)
+
+
+def wanted_trackers(flags: LoggingFlags) -> tuple[str, ...]:
+    """The trackers that --log_with and --logging_dir ask for; TensorBoard when only a folder is given."""
+    name = flags.log_with or ("tensorboard" if flags.logging_dir else None)
+    if name is None:
+        return ()
+    trackers = TRACKERS[name]
+    if "tensorboard" in trackers and not flags.logging_dir:
+        raise ValueError(f"--log_with {name} needs a folder: give --logging_dir")
+    for package in trackers:
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"--log_with {name} needs a package that is not installed: pip install {package}")
+    return trackers
+
+
+def run_directory(flags: LoggingFlags) -> Path:
+    """`logging_dir/<log_prefix><YYYYmmddHHMMSS>`, a folder for this run alone."""
+    assert flags.logging_dir is not None
+    return Path(flags.logging_dir) / f"{flags.log_prefix or ''}{time.strftime('%Y%m%d%H%M%S')}"
+
+
+def start_trackers(accelerator: Accelerator, settings: Settings, default_name: str = "network_train") -> None:
+    """Open the trackers on the main process, with the settings in them if --log_config asks for that."""
+    flags = settings[LoggingFlags]
+    trackers = wanted_trackers(flags)
+    if not trackers or not accelerator.is_main_process:
+        return
+    wandb = {"name": flags.wandb_run_name, "dir": accelerator.logging_dir}
+    options: dict[str, Any] = {"wandb": {key: value for key, value in wandb.items() if value is not None}}
+    if flags.log_tracker_config:
+        options = read_tracker_config(flags.log_tracker_config)
+    if "wandb" in trackers and flags.wandb_api_key:
+        importlib.import_module("wandb").login(key=flags.wandb_api_key)
+    accelerator.init_trackers(
+        flags.log_tracker_name or default_name,
+        config=shown_settings(settings.values()) if flags.log_config else None,
+        init_kwargs=options,
+    )
+
+
+def read_tracker_config(path: str) -> dict[str, Any]:
+    """The tables of a TOML file, one per tracker."""
+    try:
+        return toml.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--log_tracker_config {path} cannot be read: {error}") from error
+    except toml.TomlDecodeError as error:
+        raise ValueError(f"--log_tracker_config {path} is not valid TOML: {error}") from error
+
+
+def shown_settings(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """`values` that may be shown to others, as trackers take them: no keys, no absolute paths."""
+    shown: dict[str, bool | int | float | str] = {}
+    for name, value in values.items():
+        if name in SECRETS or _holds_absolute_path(value):
+            continue
+        shown[name] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return shown
+
+
+def _holds_absolute_path(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(_holds_absolute_path(part) for part in value)
+    if not isinstance(value, (str, Path)):
+        return False
+    text = str(value)
+    return PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()
+
+
+def _check_precision(settings: Settings) -> None:
+    """Refuse what the device cannot do, and name a precision of the launcher that does not count."""
+    wanted = settings[PrecisionFlags].mixed_precision
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    if wanted == "fp16" and on_cpu:
+        raise ValueError("--mixed_precision fp16 needs a GPU and this run is on the CPU; use bf16 or no")
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", wanted)
+    if launched != wanted and not (launched == "no" or settings.given("mixed_precision")):
+        logger.warning(
+            "accelerate was launched with mixed precision %s, but --mixed_precision is %s and that counts; give it too",
+            launched,
+            wanted,
+        )
