@@ -1,7 +1,7 @@
 """How a setting is declared: a field of a frozen dataclass is the flag, its type, its default and its help."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from types import NoneType
@@ -21,13 +21,14 @@ def flag(
     at_most: float | None = None,
     names: str = "",
     unavailable: str = "",
+    no_effect: str = "",
 ) -> Any:
     """A dataclass field that is also `--its_name`; a bool is a switch, a `tuple[x, ...]` takes any number of values.
 
     `type` reads one word of the command line and comes from the field's annotation when left out; `parse` turns
     the value into what the field holds and raises ValueError. `at_least` and `at_most` bound each number.
     `names` is what a path must lead to: "file", "folder", "model" (either, or a hub id) or "thumbnail".
-    `unavailable` says what a flag is for that is known but cannot be used yet.
+    `unavailable` says what a flag is for that is known but cannot be used yet, `no_effect` why one does nothing.
     """
     metadata = {
         "help": help,
@@ -38,8 +39,19 @@ def flag(
         "at_most": at_most,
         "names": names,
         "unavailable": unavailable,
+        "no_effect": no_effect,
     }
     return field(default=default, metadata=metadata)
+
+
+def declared_flags(groups: Iterable[type]) -> dict[str, Field[Any]]:
+    """Every flag of `groups` by its name."""
+    found: dict[str, Field[Any]] = {}
+    for group in groups:
+        for declared in fields(group):
+            assert declared.name not in found, f"--{declared.name} is declared twice"
+            found[declared.name] = declared
+    return found
 
 
 def title(group: type) -> str:
@@ -65,32 +77,36 @@ def value_type(declared: Field[Any]) -> Callable[[str], Any] | None:
     return named or next(part for part in _without_none(declared) if part in SCALARS)
 
 
+def meaning(declared: Field[Any], default: Any) -> str:
+    """The help of a flag whose default is `default`, in one line."""
+    if declared.metadata["unavailable"]:
+        return f"not available yet: {declared.metadata['unavailable']}"
+    if declared.metadata["no_effect"]:
+        return f"no effect: {declared.metadata['no_effect']}"
+    text = declared.metadata["help"]
+    return text if default is None or default is False or default == "" else f"{text} (default: {default})"
+
+
 def add_flags(parser: argparse.ArgumentParser, group: type, defaults: Mapping[str, Any]) -> None:
-    """Add every field of `group` to `parser` under the group's title; `defaults` holds this script's own defaults."""
+    """Add every field of `group` to `parser` under the group's title; `defaults` holds this script's own defaults.
+
+    The parser is not told any default, so that what it answers is what the user said.
+    """
     section = parser.add_argument_group(title(group))
     for declared in fields(group):
-        default = defaults.get(declared.name, declared.default)
-        assert default is not MISSING, f"{group.__name__}.{declared.name} has no default"
-        section.add_argument(f"--{declared.name}", **_arguments(declared, default))
-
-
-def _arguments(declared: Field[Any], default: Any) -> dict[str, Any]:
-    """What argparse is told about one flag."""
-    meaning = declared.metadata["help"]
-    if declared.metadata["unavailable"]:
-        meaning = f"not available yet: {declared.metadata['unavailable']}"
-    if is_switch(declared):
-        return {"action": "store_true", "default": default, "help": meaning.replace("%", "%%")}
-    if default not in (None, "", ()):
-        meaning = f"{meaning} (default: {default})"
-    arguments = {"type": value_type(declared), "default": default, "help": meaning.replace("%", "%%")}
-    choices = declared.metadata["choices"]
-    if choices:
-        arguments["choices"] = choices
-        arguments["metavar"] = "{" + ",".join(str(choice) for choice in choices if choice is not None) + "}"
-    if takes_many(declared):
-        arguments["nargs"] = "*"
-    return arguments
+        assert declared.default is not MISSING, f"{group.__name__}.{declared.name} has no default"
+        text = meaning(declared, defaults.get(declared.name, declared.default)).replace("%", "%%")
+        if is_switch(declared):
+            section.add_argument(f"--{declared.name}", action="store_true", help=text, default=argparse.SUPPRESS)
+            continue
+        choices = [choice for choice in declared.metadata["choices"] or () if choice is not None]
+        section.add_argument(
+            f"--{declared.name}",
+            type=value_type(declared) or str,
+            nargs="*" if takes_many(declared) else None,
+            choices=choices or None,
+            help=text,
+        )
 
 
 def _without_none(declared: Field[Any]) -> tuple[Any, ...]:

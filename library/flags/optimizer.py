@@ -1,5 +1,6 @@
 """Which optimizer moves the weights, how fast, and how the rate changes."""
 
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 
 from library.flags.declare import flag
@@ -15,7 +16,7 @@ def int_or_float(text: str) -> int | float:
             return number
         return int(text)
     except ValueError:
-        raise ValueError(
+        raise ArgumentTypeError(
             f"expected whole steps (100), a part of the run below 1 (0.1) or a percentage (10%), got {text!r}"
         ) from None
 

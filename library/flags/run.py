@@ -6,6 +6,7 @@ from library.flags.declare import flag
 
 LATER_START = "starting in the middle of a run"
 DEEPSPEED = "training with DeepSpeed"
+ONE_BUFFER = "gradients of all weights are one buffer already"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class MemoryFlags:
     )
     gradient_checkpointing: bool = flag(False, "compute activations again in the backward pass: slower, less memory")
     lowram: bool = flag(False, "load models straight to the training device, for little main memory")
-    highvram: bool = flag(False, "no effect: nothing is emptied between steps that it could keep")
+    highvram: bool = flag(False, no_effect="memory is never emptied between steps, so there is nothing to switch off")
     cpu_offload_checkpointing: bool = flag(
         False, "keep checkpointed activations in main memory", unavailable="checkpoints in main memory"
     )
@@ -79,8 +80,8 @@ class DistributedFlags:
     """Several processes"""
 
     ddp_timeout: int | None = flag(None, "minutes to wait for the other processes", at_least=1)
-    ddp_gradient_as_bucket_view: bool = flag(False, "no effect: gradients are one buffer already")
-    ddp_static_graph: bool = flag(False, "no effect: gradients are one buffer already")
+    ddp_gradient_as_bucket_view: bool = flag(False, no_effect=ONE_BUFFER)
+    ddp_static_graph: bool = flag(False, no_effect=ONE_BUFFER)
     deepspeed: bool = flag(False, "train with DeepSpeed", unavailable=DEEPSPEED)
     zero_stage: int = flag(2, "ZeRO stage", choices=(0, 1, 2, 3), unavailable=DEEPSPEED)
     offload_optimizer_device: str | None = flag(
@@ -94,3 +95,10 @@ class DistributedFlags:
     zero3_init_flag: bool = flag(False, "build the model in parts", unavailable=DEEPSPEED)
     zero3_save_16bit_model: bool = flag(False, "save in 16 bit", unavailable=DEEPSPEED)
     fp16_master_weights_and_gradients: bool = flag(False, "fp16 master weights", unavailable=DEEPSPEED)
+
+
+@dataclass(frozen=True)
+class StrictFlags:
+    """Strictness"""
+
+    strict: bool = flag(False, "a flag that has no effect with the chosen model is an error, not a warning")

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
+from library.flags.checks import DOUBTS, MISTAKES, broken, with_consequences, wrong_number, wrong_path
+from library.flags.command_line import CommandLine, Reading
+from library.flags.config_file import config_path, read_config_file, write_config_file
+from library.flags.retired import replace_retired
+
 Group = TypeVar("Group")
+
+
+class SettingsError(ValueError):
+    """Every mistake in the settings, one a line."""
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        count = "one mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        super().__init__("\n".join([f"{count} in the settings:", *(f"  {mistake}" for mistake in mistakes)]))
+        self.mistakes = tuple(mistakes)
 
 
 @dataclass(frozen=True)
@@ -39,3 +55,93 @@ class Settings:
     def values(self) -> dict[str, Any]:
         """Every flag's value by its name."""
         return {f.name: getattr(group, f.name) for group in self.groups.values() for f in fields(group)}
+
+
+def read_settings(
+    groups: Sequence[type],
+    description: str,
+    defaults: Mapping[str, Any] | None = None,
+    argv: Sequence[str] | None = None,
+) -> Settings:
+    """The settings that the command line and its `--config_file` give; `defaults` are this script's own.
+
+    Ends the program with code 0 after `--help` and `--output_config`, with 1 when `--output_config` would
+    overwrite a file, and with 2 and one message about all mistakes when there are any.
+    """
+    command_line = CommandLine(groups, description, defaults or {})
+    try:
+        reading = _read(command_line, argv)
+        if reading.values.get("output_config") and not reading.errors:
+            path = config_path(reading.values["config_file"])
+            write_config_file(path, reading.values, command_line.flags, defaults or {})
+            command_line.parser.exit(0, f"settings written to {path}\n")
+        return _settings(groups, command_line, reading, defaults or {})
+    except FileExistsError as error:
+        command_line.parser.exit(1, f"{error}\n")
+    except SettingsError as error:
+        command_line.parser.exit(2, f"{command_line.parser.prog}: {error}\n")
+
+
+def _read(command_line: CommandLine, argv: Sequence[str] | None) -> Reading:
+    """The command line over the file it names, said with today's flags."""
+    reading = command_line.read(sys.argv[1:] if argv is None else argv)
+    name = reading.values.get("config_file")
+    if reading.values.get("output_config"):
+        if name is None:
+            reading.errors.append("--output_config needs --config_file, the file to write")
+    elif name is not None:
+        in_file = read_config_file(config_path(name), command_line)
+        reading.values = in_file.values | reading.values
+        reading.errors += in_file.errors
+        reading.warnings += in_file.warnings
+        reading.failed |= in_file.failed
+    try:
+        reading.values, replaced = replace_retired(reading.values)
+        reading.warnings += replaced
+    except ValueError as error:
+        reading.errors.append(str(error))
+    return reading
+
+
+def _settings(
+    groups: Sequence[type], command_line: CommandLine, reading: Reading, defaults: Mapping[str, Any]
+) -> Settings:
+    """Check everything and build the groups; SettingsError holds all that is wrong."""
+    mistakes, warnings, failed = list(reading.errors), list(reading.warnings), set(reading.failed)
+    values: dict[str, Any] = {}
+    for name, declared in command_line.flags.items():
+        default = defaults.get(name, declared.default)
+        try:
+            values[name] = _checked(declared, reading.values.get(name, default), default)
+        except ValueError as error:
+            values[name] = default
+            mistakes.append(str(error))
+            failed.add(name)
+    values, followed = with_consequences(values, failed)
+    idle = [
+        f"--{name} has no effect: {command_line.flags[name].metadata['no_effect']}"
+        for name in reading.values
+        if command_line.flags[name].metadata["no_effect"]
+    ]
+    (mistakes if values.get("strict") else warnings).extend(idle)
+    mistakes += broken(MISTAKES, values, failed)
+    if mistakes:
+        raise SettingsError(mistakes)
+    warnings += followed + broken(DOUBTS, values)
+    built = {group: group(**{f.name: values[f.name] for f in fields(group)}) for group in groups}
+    return Settings(MappingProxyType(built), frozenset(reading.values), tuple(warnings))
+
+
+def _checked(declared: Field[Any], value: Any, default: Any) -> Any:
+    """`value` as its field holds it; ValueError names the flag and what is wrong."""
+    if declared.metadata["unavailable"] and value != default:
+        raise ValueError(f"--{declared.name} is not available yet: {declared.metadata['unavailable']}")
+    try:
+        parse = declared.metadata["parse"]
+        value = parse(value) if parse else value
+    except ValueError as error:
+        raise ValueError(f"--{declared.name}: {error}") from None
+    wrong = wrong_number(declared, value) or wrong_path(declared, value)
+    if wrong:
+        raise ValueError(f"--{declared.name}: {wrong}")
+    return value

@@ -9,7 +9,7 @@ from library.flags.objective import LossFlags, NoiseFlags
 from library.flags.optimizer import OptimizerFlags, SchedulerFlags
 from library.flags.output import HubFlags, LoggingFlags, MetadataFlags, OutputFlags
 from library.flags.retired import RetiredFlags
-from library.flags.run import AttentionFlags, DistributedFlags, MemoryFlags, PrecisionFlags, StepFlags
+from library.flags.run import AttentionFlags, DistributedFlags, MemoryFlags, PrecisionFlags, StepFlags, StrictFlags
 
 TRAINER: tuple[type, ...] = (
     ModelFlags,
@@ -32,6 +32,7 @@ TRAINER: tuple[type, ...] = (
     LoggingFlags,
     DistributedFlags,
     ConfigFileFlags,
+    StrictFlags,
     RetiredFlags,
 )
 TRAIN_NETWORK: tuple[type, ...] = (NetworkFlags, *TRAINER)
