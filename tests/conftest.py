@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from demo_folder import DemoFolder, write_demo
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -16,3 +19,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def small_sd(tmp_path_factory: pytest.TempPathFactory) -> DemoFolder:
+    """A small SD 1.x checkpoint with tokenizer, captioned pictures, dataset TOML and prompts; do not write into it."""
+    return write_demo(tmp_path_factory.mktemp("small_sd"))
+
+
+@pytest.fixture(scope="session")
+def facts() -> Path:
+    """The folder of recorded facts: names, shapes and numbers of published files and programs."""
+    return Path(__file__).resolve().parent / "facts"

@@ -1,0 +1,80 @@
+"""Where does everything of the demo lie? A small model, its tokenizer, pictures, a dataset file and prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import demo_pictures
+import demo_tokenizer
+from demo_checkpoint import Sizes, small_checkpoint
+
+from library.files.weights import save_safetensors
+
+DATASET = """\
+[general]
+caption_extension = ".txt"
+shuffle_caption = true      # a new order of the comma-separated tags each time a picture is shown
+keep_tokens = 1             # the first tag stays in front
+
+[[datasets]]
+resolution = 192            # pixels: as much area as 192 x 192, in the shape of the picture
+batch_size = 2
+enable_bucket = true
+min_bucket_reso = 64
+max_bucket_reso = 512
+bucket_reso_steps = 64
+
+  [[datasets.subsets]]
+  image_dir = "{pictures}"
+  num_repeats = 2
+"""
+
+PROMPTS = """\
+# prompt, then: --w width, --h height, --s steps, --d seed, --l guidance, --n negative prompt
+drawing, one orange circle, plain blue background --w 192 --h 192 --s 12 --d 1 --l 3
+drawing, one white star, plain blue background --w 256 --h 128 --s 12 --d 2 --l 3
+"""
+
+
+@dataclass(frozen=True)
+class DemoFolder:
+    """The paths of a demo folder."""
+
+    root: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The model, a single .safetensors file."""
+        return self.root / "small_sd15.safetensors"
+
+    @property
+    def tokenizers(self) -> Path:
+        """For --tokenizer_cache_dir."""
+        return self.root / "tokenizers"
+
+    @property
+    def pictures(self) -> Path:
+        """Pictures and captions."""
+        return self.root / "pictures"
+
+    @property
+    def dataset(self) -> Path:
+        """For --dataset_config."""
+        return self.root / "dataset.toml"
+
+    @property
+    def prompts(self) -> Path:
+        """For --sample_prompts."""
+        return self.root / "prompts.txt"
+
+
+def write_demo(root: Path) -> DemoFolder:
+    """Write the whole folder; files that are there already become the same again."""
+    demo = DemoFolder(root)
+    demo_pictures.write_pictures(demo.pictures)
+    vocabulary = demo_tokenizer.write_tokenizer(demo.tokenizers / demo_tokenizer.FOLDER, demo_pictures.words())
+    save_safetensors(small_checkpoint(Sizes(vocabulary=vocabulary)), demo.checkpoint, {})
+    demo.dataset.write_text(DATASET.format(pictures=demo.pictures.resolve().as_posix()), encoding="utf-8")
+    demo.prompts.write_text(PROMPTS, encoding="utf-8")
+    return demo
