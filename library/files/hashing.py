@@ -149,4 +149,4 @@ def _contents(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
     """The bytes of every tensor in file order; at most one tensor is copied at a time."""
     for name in _layout(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        yield memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        yield tensor.reshape(-1).view(torch.uint8).numpy().data
