@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from demo_folder import DemoFolder, write_demo
 
 

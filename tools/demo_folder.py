@@ -8,7 +8,6 @@ from pathlib import Path
 import demo_pictures
 import demo_tokenizer
 from demo_checkpoint import Sizes, small_checkpoint
-
 from library.files.weights import save_safetensors
 
 DATASET = """\

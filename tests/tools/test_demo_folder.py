@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import torch
-from demo_checkpoint import Sizes, small_checkpoint, text_shapes, unet_shapes, vae_shapes
-from demo_folder import DemoFolder, write_demo
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
+
+from demo_checkpoint import Sizes, small_checkpoint, text_shapes, unet_shapes, vae_shapes
+from demo_folder import DemoFolder, write_demo
 
 
 def test_names_and_shapes_are_those_of_the_published_checkpoint(facts: Path) -> None:
