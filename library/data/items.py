@@ -81,6 +81,10 @@ class Sizes:
         sides = (self.original, self.crop_top_left, self.target)
         return Sizes(*(side.to(device, non_blocking=True) for side in sides))
 
+    def pin_memory(self) -> Sizes:
+        """The same sizes in page-locked memory."""
+        return Sizes(*(side.pin_memory() for side in (self.original, self.crop_top_left, self.target)))
+
 
 @dataclass
 class Batch:
@@ -122,4 +126,21 @@ class Batch:
             masks=moved(self.masks),
             sizes=None if self.sizes is None else self.sizes.to(device),
             network_multipliers=moved(self.network_multipliers),
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from where copies to a GPU need not wait."""
+
+        def pinned(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.pin_memory()
+
+        return replace(
+            self,
+            loss_weights=self.loss_weights.pin_memory(),
+            pixels=pinned(self.pixels),
+            latents=pinned(self.latents),
+            text={name: value.pin_memory() for name, value in self.text.items()},
+            masks=pinned(self.masks),
+            sizes=None if self.sizes is None else self.sizes.pin_memory(),
+            network_multipliers=pinned(self.network_multipliers),
         )

@@ -1,0 +1,179 @@
+"""How the latents of an image lie on disk: file name, arrays, and the fingerprint that tells a stale file."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from library.data.buckets import crop_condition
+from library.data.items import CachedLatents, ImageItem
+from library.files.atomic import replacing
+from library.files.formats import LatentFormat
+
+VERSION = 1
+"""Counts up when the same image, settings and VAE give other latents."""
+
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+
+MARKS = ("fingerprint", "image_hash", "image_stat")
+"""Arrays that say what a file was made from: two texts, and bytes and mtime in nanoseconds of the image."""
+
+
+@dataclass(frozen=True)
+class ImageState:
+    """The bytes of an image file, and when they were looked at."""
+
+    digest: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the latents of an image, besides its bytes."""
+
+    bucket: tuple[int, int]
+    resized: tuple[int, int]
+    interpolation: str | None
+    vae_id: str
+
+    def fingerprint(self, digest: str) -> str:
+        """A name for the latents that this recipe makes of the image whose bytes have `digest`."""
+        parts = (VERSION, digest, self.bucket, self.resized, "centre", self.interpolation, self.vae_id)
+        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+class Verdict(Enum):
+    """What a cache file is worth."""
+
+    GOOD = "good"
+    TOUCHED = "the image file is newer but its bytes are the same"
+    UNMARKED = "fits, but does not say what it was made from"
+    STALE = "missing, unreadable or made from something else"
+
+
+def latents_path(item: ImageItem, fmt: LatentFormat) -> Path:
+    """`<image without extension>_<W>x<H><suffix>`, with the size of the source image."""
+    width, height = item.size
+    return item.path.with_name(f"{item.path.stem}_{width:04d}x{height:04d}{fmt.suffix}")
+
+
+def array_suffix(item: ImageItem, fmt: LatentFormat) -> str:
+    """What the names of the item's arrays end in."""
+    return f"_{item.bucket[1] // fmt.stride}x{item.bucket[0] // fmt.stride}" if fmt.sizes_in_keys else ""
+
+
+def file_in_use(file: Path, item: ImageItem, fmt: LatentFormat) -> Path:
+    """`file`, or the `<stem>.npz` of an older version that stands in for it."""
+    if fmt.reads_stem_files and file == latents_path(item, fmt) and not file.exists():
+        legacy = item.path.with_suffix(".npz")
+        if legacy.exists():
+            return legacy
+    return file
+
+
+def image_state(path: Path, content: bytes | None = None) -> ImageState:
+    """The state of an image file; `content` spares reading it again."""
+    stat = path.stat()
+    digest = hashlib.blake2b(path.read_bytes() if content is None else content, digest_size=16).hexdigest()
+    return ImageState(digest, stat.st_size, stat.st_mtime_ns)
+
+
+def check_latents(file: Path, item: ImageItem, fmt: LatentFormat, recipe: Recipe, flipped: bool) -> Verdict:
+    """What the cache `file` of `item` is worth; the image is read only if its size or time has changed."""
+    path, end = file_in_use(file, item, fmt), array_suffix(item, fmt)
+    if not path.exists():
+        return Verdict.STALE
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = set(arrays.files)
+            if f"latents{end}" not in names or (flipped and f"latents_flipped{end}" not in names):
+                return Verdict.STALE
+            if f"fingerprint{end}" not in names:
+                return Verdict.UNMARKED if arrays[f"latents{end}"].shape == _shape(item, fmt) else Verdict.STALE
+            digest = str(arrays[f"image_hash{end}"])
+            size, mtime_ns = (int(value) for value in arrays[f"image_stat{end}"])
+            fingerprint = str(arrays[f"fingerprint{end}"])
+    except UNREADABLE:
+        return Verdict.STALE
+    stat = item.path.stat()
+    if (stat.st_size, stat.st_mtime_ns) == (size, mtime_ns):
+        return Verdict.GOOD if fingerprint == recipe.fingerprint(digest) else Verdict.STALE
+    same = fingerprint == recipe.fingerprint(image_state(item.path).digest)
+    return Verdict.TOUCHED if same else Verdict.STALE
+
+
+def mark_latents(file: Path, item: ImageItem, fmt: LatentFormat, recipe: Recipe) -> None:
+    """Write into the cache file in use that it was made from the image as it is now."""
+    end = array_suffix(item, fmt)
+    marks = _marks(image_state(item.path), recipe, end)
+    _rewrite(file_in_use(file, item, fmt), marks, keeps=lambda name: name not in marks)
+
+
+def write_latents(
+    file: Path,
+    item: ImageItem,
+    fmt: LatentFormat,
+    recipe: Recipe,
+    state: ImageState,
+    latents: Tensor,
+    flipped: Tensor | None = None,
+) -> None:
+    """Write latents [C, h, w] of `item` as float32; arrays of other sizes stay in a file that holds several."""
+    end = array_suffix(item, fmt)
+    arrays = {
+        f"latents{end}": latents.float().numpy(),
+        f"original_size{end}": np.array(item.size),
+        f"crop_ltrb{end}": np.array(crop_condition(item.size, item.bucket), dtype=np.float64),
+        **_marks(state, recipe, end),
+    }
+    if flipped is not None:
+        arrays[f"latents_flipped{end}"] = flipped.float().numpy()
+    _rewrite(file, arrays, keeps=lambda name: fmt.sizes_in_keys and not name.endswith(end))
+
+
+def read_latents(file: Path, fmt: LatentFormat, item: ImageItem, flipped: bool) -> CachedLatents:
+    """The cached latents of `item`, with those of its mirror image when `flipped`; ValueError names a broken file."""
+    path, end = file_in_use(file, item, fmt), array_suffix(item, fmt)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            latents = arrays[f"latents{end}"]
+            mirrored = arrays[f"latents_flipped{end}"] if flipped else None
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: not a usable latent cache ({error}); delete it and start again") from error
+    if latents.shape != _shape(item, fmt):
+        raise ValueError(f"{path}: latents of shape {latents.shape}, expected {_shape(item, fmt)}; delete the file")
+    return CachedLatents(latents, item.size, crop_condition(item.size, item.bucket), mirrored)
+
+
+def _shape(item: ImageItem, fmt: LatentFormat) -> tuple[int, int, int]:
+    return fmt.channels, item.bucket[1] // fmt.stride, item.bucket[0] // fmt.stride
+
+
+def _marks(state: ImageState, recipe: Recipe, end: str) -> dict[str, np.ndarray]:
+    values = (
+        np.array(recipe.fingerprint(state.digest)),
+        np.array(state.digest),
+        np.array([state.size, state.mtime_ns], dtype=np.int64),
+    )
+    return {name + end: value for name, value in zip(MARKS, values, strict=True)}
+
+
+def _rewrite(path: Path, arrays: dict[str, np.ndarray], keeps: Callable[[str], bool]) -> None:
+    """Put `arrays` into the file, beside those of its old arrays that `keeps` names."""
+    kept: dict[str, np.ndarray] = {}
+    if path.exists():
+        try:
+            with np.load(path, allow_pickle=False) as old:
+                kept = {name: old[name] for name in old.files if keeps(name)}
+        except UNREADABLE:
+            kept = {}
+    with replacing(path) as temporary:
+        np.savez(temporary, allow_pickle=False, **(kept | arrays))

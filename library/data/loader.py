@@ -1,0 +1,188 @@
+"""Who makes which batch, and when: the share of each rank, worker processes, look-ahead."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import cv2
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from library.data.dataset import TrainingSet
+from library.data.items import Batch, BatchRequest
+
+logger = logging.getLogger(__name__)
+
+LOOK_AHEAD = 4
+"""Batches that the thread prepares before they are asked for."""
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """Which batches a rank uses in an epoch. Together the ranks use every batch once.
+
+    Where the batches run out before the ranks do, the last round is filled up with batches of weight 0, and the
+    weights of the real ones rise so that the mean over the ranks is the mean over the real batches.
+    """
+
+    training_set: TrainingSet
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    total_steps: int = 1
+    """Optimizer steps of the whole run."""
+    accumulation: int = 1
+    """Batches of this rank in one optimizer step."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch, the same for every rank."""
+        return -(-self.training_set.num_batches // self.world_size)
+
+    def requests(self, epoch: int, first_step: int, start_batch: int = 0) -> list[BatchRequest]:
+        """This rank's requests for `epoch` (from 1), from its batch `start_batch` on.
+
+        `first_step` is the number of optimizer steps done when the epoch began, also when it is resumed inside.
+        """
+        planned = self.training_set.epoch_batches(self.seed, epoch)
+        requests = []
+        for index in range(start_batch, len(self)):
+            first = index * self.world_size
+            place = first + self.rank
+            num_real = min(len(planned) - first, self.world_size)
+            batch = planned[place % len(planned)]
+            requests.append(
+                BatchRequest(
+                    dataset=batch.dataset,
+                    items=batch.items,
+                    draws=batch.draws,
+                    epoch=epoch,
+                    step=first_step + index // self.accumulation,
+                    total_steps=self.total_steps,
+                    weight=self.world_size / num_real if place < len(planned) else 0.0,
+                )
+            )
+        return requests
+
+
+@dataclass
+class Loader:
+    """Batches of one rank, made by worker processes, or by a thread when latents are cached."""
+
+    order: BatchOrder
+    workers: int = 0
+    persistent: bool = False
+    pin_memory: bool = False
+    _requests: _Requests = field(default_factory=lambda: _Requests(), repr=False)
+    _processes: DataLoader[Batch | Failure] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self.order)
+
+    def epoch(self, epoch: int, first_step: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` (from 1); the same for any number of workers. Arguments as `BatchOrder.requests`."""
+        requests = self.order.requests(epoch, first_step, start_batch)
+        if self.order.training_set.latents_cached:
+            return self._from_thread(requests)
+        if self.workers == 0:
+            return self._from_here(requests)
+        return self._from_processes(requests)
+
+    def _from_here(self, requests: list[BatchRequest]) -> Iterator[Batch]:
+        for request in requests:
+            yield self._make(request)
+
+    def _from_thread(self, requests: list[BatchRequest]) -> Iterator[Batch]:
+        """Reading cached latents takes so little that a thread does, and an epoch begins without delay."""
+        pending: deque[Future[Batch]] = deque()
+        pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        try:
+            for request in requests:
+                pending.append(pool.submit(self._make, request))
+                if len(pending) > LOOK_AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _make(self, request: BatchRequest) -> Batch:
+        batch = self.order.training_set[request]
+        return batch.pin_memory() if self.pin_memory else batch
+
+    def _from_processes(self, requests: list[BatchRequest]) -> Iterator[Batch]:
+        self._requests.current = requests
+        if self._processes is None:
+            self._processes = DataLoader(
+                _Answers(self.order.training_set),
+                batch_size=None,
+                sampler=self._requests,
+                num_workers=self.workers,
+                persistent_workers=self.persistent,
+                pin_memory=self.pin_memory,
+                worker_init_fn=_start_worker,
+            )
+        for answer in self._processes:
+            if isinstance(answer, Failure):
+                raise ValueError(answer.message)
+            yield answer
+
+
+def make_loader(
+    training_set: TrainingSet,
+    *,
+    seed: int,
+    rank: int,
+    world_size: int,
+    workers: int,
+    persistent: bool,
+    total_steps: int,
+    accumulation: int,
+    pin_memory: bool,
+) -> Loader:
+    """The batches of `rank`; at most `workers` processes, and never more than there are other cores."""
+    order = BatchOrder(training_set, seed, rank, world_size, total_steps, accumulation)
+    processes = max(min(workers, (os.cpu_count() or 1) - 1), 0)
+    return Loader(order, processes, persistent and processes > 0, pin_memory)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A mistake in the user's images, brought home from a worker without its stack trace."""
+
+    message: str
+
+
+class _Requests(Sampler[BatchRequest]):
+    """What persistent workers are asked next; the loader fills it before each epoch."""
+
+    def __init__(self) -> None:
+        self.current: list[BatchRequest] = []
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        return iter(self.current)
+
+    def __len__(self) -> int:
+        return len(self.current)
+
+
+class _Answers(Dataset["Batch | Failure"]):
+    """The training set as a worker sees it."""
+
+    def __init__(self, training_set: TrainingSet) -> None:
+        self.training_set = training_set
+
+    def __getitem__(self, request: BatchRequest) -> Batch | Failure:
+        try:
+            return self.training_set[request]
+        except (ValueError, OSError) as error:
+            return Failure(str(error))
+
+
+def _start_worker(number: int) -> None:
+    """The workers are the parallelism; OpenCV's own threads would only get in their way."""
+    cv2.setNumThreads(1)
