@@ -25,6 +25,7 @@ ADAPTERS = {
     "text_encoder": ["sd15_text_encoder", "sd21_text_encoder"],
     "lora": ["lora_sd", "lora_sd21"],
     "noise_and_loss": ["sd_noise_and_loss"],
+    "samplers": ["genimg_samplers"],
 }
 
 
