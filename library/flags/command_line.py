@@ -55,9 +55,9 @@ class CommandLine:
         values = vars(namespace)
         if extras:
             raise ValueError(self._too_many(next(iter(values)), extras))
-        return {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if value != ""
-        }
+        # An empty text for a flag that is off by default, `--vae=""`, leaves it off.
+        given = {name: value for name, value in values.items() if value != "" or self.flags[name].default is not None}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
     def unknown(self, name: str, shown: str) -> str:
         """The message for a name that is no flag, with the nearest one that is."""
@@ -91,7 +91,7 @@ def words_for(declared: Field[Any], value: Any) -> list[str]:
         if value not in (True, False):
             raise ValueError(f"expected true or false, got {value!r}")
         return [name] if value else []
-    if value == "":
+    if value == "" and declared.default is None:
         return []
     many = takes_many(declared)
     parts = value if isinstance(value, list) else [value]

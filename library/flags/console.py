@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from library.flags.output import LoggingFlags
 
@@ -20,6 +21,7 @@ def set_up_logging(flags: LoggingFlags, warnings: Sequence[str] = ()) -> None:
     rank = int(os.environ.get("RANK", "0"))
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     if flags.console_log_file and rank == 0:
+        Path(flags.console_log_file).parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(flags.console_log_file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(message)s" if flags.console_log_simple else FORMAT, "%H:%M:%S"))
     logging.basicConfig(level=level if rank == 0 else max(level, logging.WARNING), handlers=[handler], force=True)

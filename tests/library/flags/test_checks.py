@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from library.flags import checks
+from library.flags.settings import Settings
+
+Read = Callable[..., Settings]
+Refused = Callable[..., list[str]]
+
+MISTAKES = {
+    "adaptive_noise_scale without noise_offset": "--adaptive_noise_scale=0.1",
+    "velocity loss scaling without v_parameterization": "--scale_v_pred_loss_like_noise_pred",
+    "v_pred_like_loss with v_parameterization": "--v_pred_like_loss=0.1 --v_parameterization",
+    "timestep limits crossed": "--min_timestep=500 --max_timestep=500",
+    "cached latents with random crops": "--cache_latents --random_crop",
+    "full_fp16 without fp16": "--full_fp16 --mixed_precision=bf16",
+    "full_bf16 without bf16": "--full_bf16",
+    "warm-up with a schedule that has none": "--lr_warmup_steps=10",
+    "ranks from no file": "--dim_from_weights",
+    "nothing left to train": "--network_train_unet_only --network_train_text_encoder_only",
+    "more multipliers than base weights": "--base_weights_multiplier 0.5",
+    "TensorBoard without a folder": "--log_with=tensorboard",
+    "wandb is not installed": "--log_with=wandb",
+    "xformers is not installed": "--xformers",
+    "persistent workers without workers": "--persistent_data_loader_workers --max_data_loader_n_workers=0",
+}
+ALLOWED = [
+    "--adaptive_noise_scale=0.1 --noise_offset=0.05",
+    "--scale_v_pred_loss_like_noise_pred --v_parameterization",
+    "--v_pred_like_loss=0.1",
+    "--min_timestep=0 --max_timestep=1",
+    "--min_timestep=999",
+    "--cache_latents",
+    "--full_fp16 --mixed_precision=fp16",
+    "--full_bf16 --mixed_precision=bf16",
+    "--lr_warmup_steps=10 --lr_scheduler=constant_with_warmup",
+    "--lr_warmup_steps=0",
+    "--log_with=tensorboard --logging_dir=logs",
+    "--persistent_data_loader_workers",
+]
+DOUBTS = {
+    "zero_terminal_snr without v_parameterization": "--zero_terminal_snr",
+    "clip_skip with v2": "--v2 --clip_skip=2",
+    "several attentions": "--sdpa --mem_eff_attn",
+    "random strength of no noise offset": "--noise_offset_random_strength",
+    "random strength of no input noise": "--ip_noise_gamma_random_strength",
+    "last epochs of none": "--save_last_n_epochs=2",
+    "last steps of none": "--save_last_n_steps=2",
+    "previews of nothing": "--sample_every_n_epochs=1",
+}
+MISSING = {"no base model", "no network module", "no output folder", "no dataset"}  # test_settings
+
+
+@pytest.fixture
+def no_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+
+
+def start(rules: tuple[checks.Rule, ...], name: str) -> str:
+    """The part of a rule's message before any value."""
+    (message,) = (rule.message for rule in rules if rule.name == name)
+    return message.partition("{")[0]
+
+
+@pytest.mark.usefixtures("no_extras")
+@pytest.mark.parametrize("name", MISTAKES)
+def test_settings_that_do_not_go_together_are_refused(refused: Refused, base: list[str], name: str) -> None:
+    (mistake,) = refused(*base, *MISTAKES[name].split())
+    assert mistake.startswith(start(checks.MISTAKES, name))
+
+
+def test_folders_need_a_resolution(refused: Refused, base: list[str]) -> None:
+    without = [word for word in base if not word.startswith("--resolution")]
+    (mistake,) = refused(*without)
+    assert mistake.startswith(start(checks.MISTAKES, "folder without resolution"))
+
+
+@pytest.mark.parametrize("words", ALLOWED)
+def test_settings_that_go_together_are_taken(read: Read, words: str) -> None:
+    assert read(*words.split()).warnings == ()
+
+
+@pytest.mark.parametrize("name", DOUBTS)
+def test_doubtful_settings_are_taken_with_one_warning(read: Read, name: str) -> None:
+    (warning,) = read(*DOUBTS[name].split()).warnings
+    assert warning.startswith(start(checks.DOUBTS, name))
+
+
+def test_no_rule_is_left_untested() -> None:
+    assert {rule.name for rule in checks.MISTAKES} == MISTAKES.keys() | MISSING | {"folder without resolution"}
+    assert {rule.name for rule in checks.DOUBTS} == DOUBTS.keys()
+
+
+def test_a_rule_is_left_out_when_it_reads_a_flag_that_is_not_there() -> None:
+    rule = checks.Rule("both", lambda a, b: a and b, "a={a}")
+    assert checks.broken([rule], {"a": 1, "b": 2}) == ["a=1"]
+    assert checks.broken([rule], {"a": 1}) == []
+    assert checks.broken([rule], {"a": 1, "b": 2}, failed={"b"}) == []
