@@ -1,0 +1,228 @@
+"""A LoRA adapter, and the layers that stand in the place of those it adapts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from networks.core.low_rank import low_rank_conv, low_rank_linear, low_rank_onto
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """What is left out at random while training; 0 is nothing."""
+
+    neuron: float = 0.0
+    """Probability that one value between down and up is zeroed."""
+    rank: float = 0.0
+    """Probability that one rank of one sample is zeroed."""
+    module: float = 0.0
+    """Probability that a whole adapter sits out a step."""
+
+
+@dataclass
+class Strength:
+    """How strongly the adapters of one network act; all of them share one."""
+
+    multiplier: float = 1.0
+    rows: Tensor | None = None
+    """[B] one more factor for each sample of a batch."""
+    enabled: bool = True
+
+
+class LoraAdapter(nn.Module):
+    """Two thin layers without bias; `alpha / rank` times the second of the first is added to a layer's answer.
+
+    Attributes:
+        frozen: is not trained.
+        resting: takes no part, as if it were not there.
+        skipped: sits out the running step of training.
+        loaded: its weights came from a file.
+    """
+
+    alpha: Tensor
+
+    def __init__(self, layer: nn.Module, rank: int, alpha: float, dropout: Dropout, strength: Strength) -> None:
+        super().__init__()
+        # Always made on the CPU, also when the model is on the meta device or still on its way to another.
+        with torch.device("cpu"):
+            self.lora_down, self.lora_up = _thin_layers(layer, rank)
+            self.register_buffer("alpha", torch.tensor(float(alpha)))
+        nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_up.weight)
+        self.rank = rank
+        self.scale = alpha / rank
+        self.dropout = dropout
+        self.strength = strength
+        self.drops = dropout.neuron > 0 or dropout.rank > 0
+        self.frozen = False
+        self.resting = False
+        self.skipped = False
+        self.loaded = False
+
+    def factor(self) -> float:
+        """What the low-rank product is multiplied with now; 0 when it need not be computed."""
+        if self.resting or not self.strength.enabled or (self.skipped and self.training):
+            return 0.0
+        return self.scale * self.strength.multiplier
+
+    def rank_scale(self, samples: int, between: tuple[int, ...], rank_dim: int, x: Tensor) -> Tensor | None:
+        """The factors of `down(x)`, or None for ones: dropout masks and the factor of each sample.
+
+        `between` is the shape of `down(x)` without the samples and the ranks, which are dimension `rank_dim` of it.
+        The masks come from torch's own generator, since that is the one whose state checkpointing puts back when it
+        computes a layer a second time.
+        """
+        ones = [1] * len(between)
+
+        def broadcast(values: Tensor) -> Tensor:  # [B, r or 1] -> [B, ..., r or 1, ...]
+            shape = [samples, *ones]
+            shape.insert(rank_dim, values.shape[1])
+            return values.view(shape)
+
+        scale: Tensor | None = None
+        rows = self.strength.rows
+        if rows is not None:
+            assert samples % len(rows) == 0, f"{len(rows)} multipliers for a batch of {samples}"
+            rows = rows.to(x.device, x.dtype).repeat_interleave(samples // len(rows))
+            scale = broadcast(rows[:, None])
+        if self.training and self.dropout.rank > 0:
+            mask = _keep((samples, self.rank), self.dropout.rank, x)
+            scale = broadcast(mask) if scale is None else scale * broadcast(mask)
+        if self.training and self.dropout.neuron > 0:
+            shape = [samples, *between]
+            shape.insert(rank_dim, self.rank)
+            mask = _keep(tuple(shape), self.dropout.neuron, x)
+            scale = mask if scale is None else scale * mask
+        return scale
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Read linear weights from those of a 1x1 convolution and the other way round; no alpha means the rank."""
+        for name, layer in (("lora_down", self.lora_down), ("lora_up", self.lora_up)):
+            key = f"{prefix}{name}.weight"
+            if key in state_dict and state_dict[key].shape != layer.weight.shape:
+                if state_dict[key].numel() == layer.weight.numel():
+                    state_dict[key] = state_dict[key].reshape(layer.weight.shape)
+        if f"{prefix}lora_down.weight" in state_dict:
+            alpha = state_dict.setdefault(f"{prefix}alpha", torch.tensor(float(self.rank)))
+            self.scale = (float(alpha) or float(self.rank)) / self.rank
+            self.loaded = True
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class AdaptedLinear(nn.Linear):
+    """A linear layer with an adapter; weight, bias and state-dict keys are those of the layer it stands for."""
+
+    _held: tuple[LoraAdapter]
+    _base_forward: Callable[[Tensor], Tensor] | None
+    _down: dict[str, Tensor]
+    _up: dict[str, Tensor]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., C] -> [..., O]"""
+        adapter = self._held[0]
+        factor = adapter.factor()
+        base_forward = self._base_forward
+        if factor == 0.0:
+            return super().forward(input) if base_forward is None else base_forward(input)
+        rank_scale = None
+        if adapter.drops or adapter.strength.rows is not None:
+            rank_scale = adapter.rank_scale(len(input), tuple(input.shape[1:-1]), input.dim() - 1, input)
+        down, up = self._down["weight"], self._up["weight"]
+        if base_forward is not None:
+            return low_rank_onto(base_forward(input), input, down, up, factor, rank_scale)
+        own = self._parameters
+        return low_rank_linear(input, own["weight"], own["bias"], down, up, factor, rank_scale)  # type: ignore[arg-type]
+
+
+class AdaptedConv2d(nn.Conv2d):
+    """A convolution with an adapter; weight, bias and state-dict keys are those of the layer it stands for."""
+
+    _held: tuple[LoraAdapter]
+    _base_forward: Callable[[Tensor], Tensor] | None
+    _down: dict[str, Tensor]
+    _up: dict[str, Tensor]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, O, h, w]"""
+        adapter = self._held[0]
+        factor = adapter.factor()
+        base_forward = self._base_forward
+        if factor == 0.0:
+            return super().forward(input) if base_forward is None else base_forward(input)
+        rank_scale = None
+        if adapter.drops or adapter.strength.rows is not None:
+            rank_scale = adapter.rank_scale(len(input), self._output_size(input), 1, input)
+        down, up = self._down["weight"], self._up["weight"]
+        if base_forward is not None:
+            h = F.conv2d(input, down, None, self.stride, self.padding, self.dilation)
+            h = h * factor if rank_scale is None else h * (rank_scale * factor)
+            return base_forward(input) + F.conv2d(h, up)
+        own = self._parameters
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        return low_rank_conv(input, own["weight"], own["bias"], down, up, geometry, factor, rank_scale)  # type: ignore[arg-type]
+
+    def _output_size(self, x: Tensor) -> tuple[int, ...]:
+        """Height and width of the answer."""
+        if isinstance(self.padding, str):
+            return tuple(-(-size // step) for size, step in zip(x.shape[2:], self.stride, strict=True))
+        return tuple(
+            (size + 2 * pad - gap * (kernel - 1) - 1) // step + 1
+            for size, pad, gap, kernel, step in zip(
+                x.shape[2:], self.padding, self.dilation, self.kernel_size, self.stride, strict=True
+            )
+        )
+
+
+def stand_in(parent: nn.Module, attribute: str, adapter: LoraAdapter) -> None:
+    """Put a layer with `adapter` in the place of the layer `attribute` of `parent`.
+
+    The two share everything, the very dictionary of parameters included, so that whoever moves or replaces a weight
+    through one of them does so for both. A layer with its own `forward` (quantised weights, another adapter) keeps
+    doing its own arithmetic. The adapter does not become a child of the model.
+    """
+    base = getattr(parent, attribute)
+    kind: type[nn.Module] = AdaptedConv2d if isinstance(base, nn.Conv2d) else AdaptedLinear
+    layer = kind.__new__(kind)
+    layer.__dict__.update(base.__dict__)
+    layer.__dict__.pop("forward", None)
+    layer.__dict__.pop("_compiled_call_impl", None)
+    layer.__dict__.update(
+        _held=(adapter,),
+        _base_forward=None if _is_plain(base) else base.forward,
+        _down=adapter.lora_down._parameters,
+        _up=adapter.lora_up._parameters,
+    )
+    setattr(parent, attribute, layer)
+
+
+def _thin_layers(layer: Any, rank: int) -> tuple[nn.Linear | nn.Conv2d, nn.Linear | nn.Conv2d]:
+    """Down has the kernel, stride, padding and dilation of `layer`; up mixes channels only."""
+    if isinstance(layer, nn.Conv2d):
+        geometry: Any = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        return nn.Conv2d(layer.in_channels, rank, *geometry, bias=False), nn.Conv2d(
+            rank, layer.out_channels, 1, bias=False
+        )
+    return nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=False)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether the layer computes just what its class in torch does, with numbers the fused functions take."""
+    if "forward" in layer.__dict__:
+        return False
+    if isinstance(layer, nn.Conv2d):
+        plain_padding = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+        return plain_padding and type(layer).forward is nn.Conv2d.forward
+    return type(layer).forward is nn.Linear.forward
+
+
+def _keep(shape: tuple[int, ...], probability: float, like: Tensor) -> Tensor:
+    """A mask of `1 / (1 - p)` where something is kept and 0 where it is dropped."""
+    kept = torch.rand(shape, device=like.device) >= probability
+    return kept.to(like.dtype) / (1.0 - probability)

@@ -1,0 +1,341 @@
+"""The adapters of one network: standing them in, what of them is trained, and how they are saved."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from library.files.atomic import replacing
+from library.files.hashing import precalculate_safetensors_hashes
+from library.files.weights import PICKLE_SUFFIXES, open_weights, save_safetensors
+from networks.core.adapter import Dropout, LoraAdapter, Strength, stand_in
+from networks.core.key_names import AdapterShape, adapter_shapes, check_known
+from networks.core.merge import low_rank_norm, merge_into
+
+logger = logging.getLogger(__name__)
+
+Rates = float | Sequence[float] | None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer to be adapted."""
+
+    name: str
+    """What its adapter is called, such as `lora_unet_mid_block_attentions_0_proj_in`."""
+    parent: nn.Module
+    attribute: str
+    shape: AdapterShape
+    group: str = ""
+    """Layers with a learning rate of their own share a parameter group, whose name ends in this."""
+    rate: float = 1.0
+    """Share of the learning rate."""
+
+    @property
+    def layer(self) -> Any:
+        """The linear layer or convolution, or what stands in its place."""
+        return getattr(self.parent, self.attribute)
+
+
+@dataclass(frozen=True)
+class LoraPlus:
+    """LoRA+ (https://arxiv.org/abs/2402.12354): the second matrix learns `ratio` times as fast; None is equally."""
+
+    text_encoder: float | None = None
+    unet: float | None = None
+
+
+class LoraNetwork(nn.Module):
+    """Adapters on the layers of text encoders and of a denoiser; they become its children when they are applied."""
+
+    def __init__(
+        self,
+        text_encoder_targets: Sequence[Sequence[Target]],
+        unet_targets: Sequence[Target],
+        multiplier: float = 1.0,
+        dropout: Dropout | None = None,
+        lora_plus: LoraPlus | None = None,
+    ) -> None:
+        super().__init__()
+        self.strength = Strength(float(multiplier))
+        self.dropout = dropout or Dropout()
+        self.lora_plus = lora_plus or LoraPlus()
+        self.random = random.Random(torch.initial_seed())
+        self._encoders = [self._build(targets) for targets in text_encoder_targets]
+        self._unet = self._build(unet_targets)
+
+    @property
+    def text_encoder_loras(self) -> list[LoraAdapter]:
+        """The adapters of all text encoders, in order."""
+        return [adapter for pairs in self._encoders for _, adapter in pairs]
+
+    @property
+    def unet_loras(self) -> list[LoraAdapter]:
+        """The adapters of the denoiser, in order."""
+        return [adapter for _, adapter in self._unet]
+
+    def apply_to(
+        self, text_encoder: Any, unet: nn.Module, apply_text_encoder: bool = True, apply_unet: bool = True
+    ) -> None:
+        """Stand the adapters in place of the layers they adapt; those of a part that is left out are forgotten."""
+        if not apply_text_encoder:
+            self._encoders = []
+        if not apply_unet:
+            self._unet = []
+        for target, adapter in self._pairs():
+            self.add_module(target.name, adapter)
+            stand_in(target.parent, target.attribute, adapter)
+        logger.info(
+            "LoRA on %d layers of the text encoder and %d of the denoiser",
+            len(self.text_encoder_loras),
+            len(self._unet),
+        )
+
+    def set_multiplier(self, multiplier: float | Tensor) -> None:
+        """The strength of all adapters, or one for each sample of the batches to come, [B]."""
+        if isinstance(multiplier, Tensor):
+            self.strength.multiplier, self.strength.rows = 1.0, multiplier
+        else:
+            self.strength.multiplier, self.strength.rows = float(multiplier), None
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """While the context lasts the layers answer as if they had no adapter."""
+        before, self.strength.enabled = self.strength.enabled, False
+        try:
+            yield
+        finally:
+            self.strength.enabled = before
+
+    def prepare_optimizer_params(
+        self, text_encoder_lr: Rates, unet_lr: float | None, default_lr: float | None = None
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """Parameter groups for the optimizer and a name for each; see the method below."""
+        return self.prepare_optimizer_params_with_multiple_te_lrs(text_encoder_lr, unet_lr, default_lr)
+
+    def prepare_optimizer_params_with_multiple_te_lrs(
+        self, text_encoder_lr: Rates, unet_lr: float | None, default_lr: float | None = None
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """Parameter groups for the optimizer and a name for each.
+
+        A rate that is None or missing is `default_lr`; text encoders with equal rates share a group. A part whose
+        rate is 0 or None is not trained, and unless its weights came from a file it is not saved either.
+        """
+        groups: list[dict[str, Any]] = []
+        names: list[str] = []
+
+        def add(adapters: Sequence[LoraAdapter], rate: float | None, ratio: float | None, name: str) -> None:
+            if adapters and not rate:
+                _put_to_rest(adapters, name)
+            elif adapters and rate:
+                for parameters, share, suffix in _split_for_lora_plus(adapters, ratio):
+                    groups.append({"params": parameters, "lr": rate * share})
+                    names.append(name + suffix)
+
+        rates = _encoder_rates(text_encoder_lr, len(self._encoders), default_lr)
+        if len(set(rates)) <= 1:
+            add(self.text_encoder_loras, rates[0] if rates else None, self.lora_plus.text_encoder, "textencoder")
+        else:
+            for number, (pairs, rate) in enumerate(zip(self._encoders, rates, strict=True), start=1):
+                add([adapter for _, adapter in pairs], rate, self.lora_plus.text_encoder, f"textencoder {number}")
+
+        unet_rate = default_lr if unet_lr is None else unet_lr
+        by_group: dict[tuple[str, float], list[LoraAdapter]] = {}
+        for target, adapter in self._unet:
+            by_group.setdefault((target.group, target.rate), []).append(adapter)
+        for (group, share), adapters in by_group.items():
+            rate = None if unet_rate is None else unet_rate * share
+            add(adapters, rate, self.lora_plus.unet, f"unet_{group}" if group else "unet")
+        return groups, names
+
+    def prepare_grad_etc(self, text_encoder: Any, unet: nn.Module) -> None:
+        """Called once before training."""
+        for adapter in self._trainable():
+            adapter.requires_grad_(True)
+
+    def on_epoch_start(self, text_encoder: Any, unet: nn.Module) -> None:
+        """Called before each epoch."""
+        self.train()
+
+    def on_step_start(self, seed: int | None = None) -> None:
+        """Called before each batch: draws who sits it out. With `seed` the draw depends on nothing else.
+
+        It is drawn here and not in the layers, so that a layer that is computed twice, by checkpointing, decides
+        the same both times.
+        """
+        if self.dropout.module <= 0:
+            return
+        if seed is not None:
+            self.random.seed(seed)
+        for _, adapter in self._pairs():
+            adapter.skipped = self.random.random() < self.dropout.module
+
+    def get_trainable_params(self) -> Iterator[nn.Parameter]:
+        """Everything the optimizer changes."""
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Nothing: an adapter keeps only values of the size of the rank for backward."""
+
+    def is_mergeable(self) -> bool:
+        """Whether `merge_to` works."""
+        return True
+
+    def load_weights(self, file: str | os.PathLike[str]) -> Any:
+        """Read weights; the answer has `missing_keys` and `unexpected_keys`, which are also logged.
+
+        Raises:
+            ValueError: no key of the file is known, or a rank is another than this network's.
+        """
+        weights = read_network_weights(file)
+        own = {name: AdapterShape(adapter.rank, 0) for name, adapter in self.named_children()}  # type: ignore[arg-type]
+        unexpected = check_known(weights, own, file)
+        for name, shape in adapter_shapes(weights).items():
+            if name in own and own[name].rank != shape.rank:
+                raise ValueError(
+                    f"{file}: {name} has rank {shape.rank} and the network has rank {own[name].rank}; "
+                    "set --network_dim to it, or give --dim_from_weights"
+                )
+        try:
+            result = self.load_state_dict(weights, strict=False)
+        except RuntimeError as error:
+            raise ValueError(f"{file} does not fit this model: {error}") from error
+        for kind, keys in (("missing in it", result.missing_keys), ("not of this network", unexpected)):
+            if keys:
+                logger.warning("%s: %d keys are %s, such as %s", file, len(keys), kind, keys[0])
+        return result
+
+    def save_weights(
+        self, file: str | os.PathLike[str], dtype: torch.dtype | None, metadata: Mapping[str, str] | None
+    ) -> None:
+        """Write the adapters; `.safetensors` with metadata and hashes, `.ckpt` and `.pt` without."""
+        tensors = self.state_dict_for_saving(dtype)
+        if Path(file).suffix.lower() in PICKLE_SUFFIXES:
+            with replacing(file) as temporary:
+                torch.save(tensors, temporary)
+            return
+        metadata = dict(metadata or {})
+        model_hash, legacy_hash = precalculate_safetensors_hashes(tensors, metadata)
+        hashes = {"sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash}
+        save_safetensors(tensors, file, metadata | hashes)
+
+    def state_dict_for_saving(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """What belongs in a file, on the CPU, every tensor in `dtype` if given."""
+        return {
+            f"{target.name}.{key}": tensor.detach().to("cpu", dtype)
+            for target, adapter in self._pairs()
+            if not adapter.resting
+            for key, tensor in adapter.state_dict().items()
+        }
+
+    def merge_to(
+        self,
+        text_encoder: Any,
+        unet: nn.Module,
+        weights_sd: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Add `weights_sd` times the multiplier to the layers this network was built for; see `merge_into`."""
+        shapes = adapter_shapes(weights_sd)
+        merged = 0
+        for target, _ in self._pairs():
+            shape = shapes.get(target.name)
+            if shape is None:
+                continue
+            down, up = weights_sd[f"{target.name}.lora_down.weight"], weights_sd[f"{target.name}.lora_up.weight"]
+            factor = self.strength.multiplier * shape.alpha / shape.rank
+            merge_into(target.layer.weight, down, up, factor, dtype, device)
+            merged += 1
+        logger.info("merged LoRA into %d layers", merged)
+
+    @torch.no_grad()
+    def apply_max_norm_regularization(
+        self, max_norm: float, device: torch.device | str | None = None
+    ) -> tuple[int, float, float]:
+        """Shrink every adapter whose `alpha / rank * up @ down` has a greater norm than `max_norm` to just that.
+
+        Returns how many were shrunk, and the mean and the greatest norm afterwards. Nothing of the size of a weight
+        is made, and the device is waited for once.
+        """
+        adapters = [adapter for _, adapter in self._pairs() if not adapter.resting]
+        if not adapters:
+            return 0, 0.0, 0.0
+        norms = torch.stack([a.scale * low_rank_norm(a.lora_down.weight, a.lora_up.weight) for a in adapters])
+        ratios = (max_norm / norms).clamp(max=1.0)  # a norm of 0 gives infinity, hence 1
+        roots = ratios.sqrt().unbind()
+        for part in ("lora_down", "lora_up"):
+            weights = [getattr(adapter, part).weight for adapter in adapters]
+            torch._foreach_mul_(weights, [root.to(weight.dtype) for root, weight in zip(roots, weights, strict=True)])
+        after = norms * ratios
+        scaled, mean, greatest = torch.stack([(ratios != 1).sum(), after.mean(), after.max()]).tolist()
+        return int(scaled), mean, greatest
+
+    def _build(self, targets: Sequence[Target]) -> list[tuple[Target, LoraAdapter]]:
+        return [
+            (target, LoraAdapter(target.layer, target.shape.rank, target.shape.alpha, self.dropout, self.strength))
+            for target in targets
+        ]
+
+    def _pairs(self) -> Iterator[tuple[Target, LoraAdapter]]:
+        for pairs in self._encoders:
+            yield from pairs
+        yield from self._unet
+
+    def _trainable(self) -> Iterator[LoraAdapter]:
+        return (adapter for _, adapter in self._pairs() if not adapter.frozen)
+
+
+def read_network_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """All tensors of a file, on the CPU."""
+    with open_weights(file) as weights:
+        return {key: weights.read(key) for key in weights.keys()}
+
+
+def _put_to_rest(adapters: Sequence[LoraAdapter], name: str) -> None:
+    """Leave `adapters` out of training, and out of the model unless they came from a file."""
+    for adapter in adapters:
+        adapter.requires_grad_(False)
+        adapter.frozen = True
+        adapter.resting = not adapter.loaded
+    kept = sum(adapter.loaded for adapter in adapters)
+    logger.warning(
+        "%s: the learning rate is 0, so its %d LoRA layers are not trained; %s",
+        name,
+        len(adapters),
+        f"{kept} were loaded from a file and are kept and saved as they are" if kept else "they are not saved either",
+    )
+
+
+def _split_for_lora_plus(
+    adapters: Sequence[LoraAdapter], ratio: float | None
+) -> Iterator[tuple[list[nn.Parameter], float, str]]:
+    """The parameters of `adapters` in one group, or with LoRA+ in two: (parameters, share of the rate, suffix)."""
+    downs: list[Any] = [adapter.lora_down.weight for adapter in adapters]
+    ups: list[Any] = [adapter.lora_up.weight for adapter in adapters]
+    if ratio is None:
+        yield [weight for pair in zip(downs, ups, strict=True) for weight in pair], 1.0, ""
+    else:
+        yield downs, 1.0, ""
+        yield ups, ratio, " plus"
+
+
+def _encoder_rates(given: Rates, encoders: int, default: float | None) -> list[float | None]:
+    """The learning rate of each text encoder; one rate is for all of them."""
+    if isinstance(given, Sequence):
+        if len(given) > 1 and encoders and len(given) != encoders:
+            raise ValueError(f"--text_encoder_lr has {len(given)} rates and the model has {encoders} text encoder(s)")
+        rates: list[float | None] = list(given)
+    else:
+        rates = [] if given is None else [given]
+    rates = rates or [default]
+    return rates * encoders if len(rates) == 1 else rates[:encoders]

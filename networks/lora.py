@@ -1,0 +1,218 @@
+"""LoRA and LoCon for Stable Diffusion 1.x and 2.x: which layers they cover, and what --network_args choose."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from networks.core.adapter import Dropout
+from networks.core.blocks import (
+    BLOCK_ARGS,
+    SD_BLOCKS,
+    BlockSettings,
+    read_block_settings,
+    read_lr_weights,
+    sd_block_index,
+)
+from networks.core.key_names import AdapterShape, adapter_name, adapter_shapes, check_known, clip_path
+from networks.core.network import LoraNetwork, LoraPlus, Target, read_network_weights
+from networks.core.options import NetworkArgs
+
+logger = logging.getLogger(__name__)
+
+UNET_PREFIX = "lora_unet"
+TEXT_ENCODER_PREFIX = "lora_te"
+
+ATTENTION = (".attentions.",)
+"""What a plain LoRA covers of a U-Net: linear layers and 1x1 convolutions of its spatial transformers."""
+CONVOLUTIONAL = (".resnets.", ".downsamplers.", ".upsamplers.")
+"""What comes on top with convolutions: their 3x3 convolutions, and their linear layers and 1x1 convolutions too."""
+TEXT_ENCODER = (".self_attn.", ".mlp.")
+
+_CONV_ARGS = ("conv_dim", "conv_alpha")
+_TRAINING_ARGS = (
+    "dropout",
+    "rank_dropout",
+    "module_dropout",
+    "loraplus_lr_ratio",
+    "loraplus_unet_lr_ratio",
+    "loraplus_text_encoder_lr_ratio",
+)
+_KNOWN_ARGS = (*_CONV_ARGS, *BLOCK_ARGS, *_TRAINING_ARGS)
+
+# Where siblings stand in a network, whatever their order in the model: it is the order of the keys in published files,
+# and it decides which random numbers a layer starts from.
+_ORDER = (
+    *("down_blocks", "up_blocks", "mid_block", "attentions", "resnets", "downsamplers", "upsamplers"),
+    *("proj_in", "transformer_blocks", "proj_out", "attn1", "ff", "attn2", "to_q", "to_k", "to_v", "to_out"),
+    *("conv1", "time_emb_proj", "conv2", "conv_shortcut"),
+    *("self_attn", "mlp", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2"),
+)
+_PLACE = {word: place for place, word in enumerate(_ORDER)}
+
+
+def create_network(
+    multiplier: float,
+    network_dim: int | None,
+    network_alpha: float | None,
+    vae: nn.Module | None,
+    text_encoder: nn.Module | Sequence[nn.Module],
+    unet: nn.Module,
+    neuron_dropout: float | None = None,
+    **kwargs: Any,
+) -> LoraNetwork:
+    """A network of rank `network_dim` (4) and alpha `network_alpha` (1; 0 means the rank).
+
+    Raises:
+        ValueError: `kwargs`, the --network_args, hold an unknown key or a bad value.
+    """
+    args = NetworkArgs(kwargs, _KNOWN_ARGS, "networks.lora")
+    rank = 4 if network_dim is None else network_dim
+    if rank < 1:
+        raise ValueError(f"--network_dim {rank}: expected 1 or more")
+    linear = AdapterShape(rank, (1.0 if network_alpha is None else float(network_alpha)) or float(rank))
+    conv = _conv_shape(args)
+    blocks = read_block_settings(args, SD_BLOCKS, linear, conv)
+
+    def shape_of(path: str, layer: nn.Module) -> AdapterShape | None:
+        block = sd_block_index(path)
+        if blocks.lr_weights is not None and not blocks.lr_weights[block]:
+            return None
+        convolutional = any(part in f".{path}" for part in CONVOLUTIONAL)
+        covers_convs = conv is not None or blocks.conv is not None
+        if convolutional and not covers_convs:
+            return None
+        if _is_linear(layer):
+            return linear if blocks.linear is None else blocks.linear[block]
+        return conv if blocks.conv is None else blocks.conv[block]
+
+    unet_targets = []
+    for path, parent, attribute, layer in adaptable_layers(unet, ATTENTION + CONVOLUTIONAL):
+        shape = shape_of(path, layer)
+        if shape is not None and shape.rank > 0:
+            unet_targets.append(_unet_target(path, parent, attribute, shape, blocks))
+    encoder_targets = [
+        [
+            Target(adapter_name(prefix, clip_path(path)), parent, attribute, linear)
+            for path, parent, attribute, _ in found
+        ]
+        for prefix, found in _encoder_layers(text_encoder)
+    ]
+    logger.info("LoRA of rank %d, alpha %g%s", linear.rank, linear.alpha, "" if conv is None else f", 3x3 convs {conv}")
+    return LoraNetwork(encoder_targets, unet_targets, multiplier, _dropout(args, neuron_dropout), _lora_plus(args))
+
+
+def create_network_from_weights(
+    multiplier: float,
+    file: str | None,
+    vae: nn.Module | None,
+    text_encoder: nn.Module | Sequence[nn.Module],
+    unet: nn.Module,
+    weights_sd: Mapping[str, Tensor] | None = None,
+    for_inference: bool = False,
+    neuron_dropout: float | None = None,
+    **kwargs: Any,
+) -> tuple[LoraNetwork, Mapping[str, Tensor]]:
+    """A network with the layers, ranks and alphas of `file` or `weights_sd`, and the weights, not yet loaded into it.
+
+    Raises:
+        ValueError: no key of the weights belongs to this model, or `kwargs` hold an unknown key or a bad value.
+    """
+    args = NetworkArgs(kwargs, _KNOWN_ARGS, "networks.lora")
+    for key in (*_CONV_ARGS, "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas"):
+        if key in args:
+            raise ValueError(f"--network_args {key} has no effect with --dim_from_weights: sizes come from the file")
+    if weights_sd is None:
+        assert file is not None, "either a file or its weights"
+        weights_sd = read_network_weights(file)
+    shapes = adapter_shapes(weights_sd)
+    blocks = BlockSettings(lr_weights=read_lr_weights(args, SD_BLOCKS))
+
+    known = []
+    unet_targets = []
+    for path, parent, attribute, _ in adaptable_layers(unet, ATTENTION + CONVOLUTIONAL):
+        name = adapter_name(UNET_PREFIX, path)
+        known.append(name)
+        frozen = blocks.lr_weights is not None and not blocks.lr_weights[sd_block_index(path)]
+        if name in shapes and not frozen:
+            unet_targets.append(_unet_target(path, parent, attribute, shapes[name], blocks))
+    encoder_targets = []
+    for prefix, found in _encoder_layers(text_encoder):
+        named = [(adapter_name(prefix, clip_path(path)), parent, attribute) for path, parent, attribute, _ in found]
+        known += [name for name, _, _ in named]
+        encoder_targets.append(
+            [Target(name, parent, attribute, shapes[name]) for name, parent, attribute in named if name in shapes]
+        )
+    foreign = check_known(weights_sd, known, file)
+    if foreign:
+        logger.warning("%s: %d keys belong to no layer, such as %s", file or "weights", len(foreign), foreign[0])
+    dropout = Dropout() if for_inference else _dropout(args, neuron_dropout)
+    return LoraNetwork(encoder_targets, unet_targets, multiplier, dropout, _lora_plus(args)), weights_sd
+
+
+def adaptable_layers(model: nn.Module, parts: Sequence[str]) -> list[tuple[str, nn.Module, str, nn.Module]]:
+    """(path, parent, attribute, layer) of every linear layer and convolution with one of `parts` in its path."""
+    found = [
+        (f"{parent_path}.{attribute}".lstrip("."), parent, attribute, layer)
+        for parent_path, parent in model.named_modules()
+        for attribute, layer in parent.named_children()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and any(part in f".{parent_path}.{attribute}." for part in parts)
+    ]
+    return sorted(found, key=lambda entry: _place(entry[0]))
+
+
+def _place(path: str) -> tuple[int, ...]:
+    """Orders siblings by number, or as `_ORDER` says; what it does not know comes last, in the model's order."""
+    return tuple(int(word) if word.isdigit() else _PLACE.get(word, len(_ORDER)) for word in path.split("."))
+
+
+def _encoder_layers(
+    text_encoder: nn.Module | Sequence[nn.Module],
+) -> Iterator[tuple[str, list[tuple[str, nn.Module, str, nn.Module]]]]:
+    """The prefix of each text encoder's adapters, and its layers."""
+    encoders = [text_encoder] if isinstance(text_encoder, nn.Module) else list(text_encoder)
+    for number, encoder in enumerate(encoders, start=1):
+        prefix = TEXT_ENCODER_PREFIX if len(encoders) == 1 else f"{TEXT_ENCODER_PREFIX}{number}"
+        yield prefix, adaptable_layers(encoder, TEXT_ENCODER)
+
+
+def _unet_target(path: str, parent: nn.Module, attribute: str, shape: AdapterShape, blocks: BlockSettings) -> Target:
+    name = adapter_name(UNET_PREFIX, path)
+    if blocks.lr_weights is None:
+        return Target(name, parent, attribute, shape)
+    block = sd_block_index(path)
+    return Target(name, parent, attribute, shape, f"block{block}", blocks.lr_weights[block])
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    """Whether `layer` mixes channels only: linear, or a 1x1 convolution."""
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
+
+
+def _conv_shape(args: NetworkArgs) -> AdapterShape | None:
+    rank, alpha = args.integer("conv_dim"), args.number("conv_alpha")
+    if rank is None:
+        if alpha is not None and "conv_block_dims" not in args:
+            raise ValueError("--network_args conv_alpha needs conv_dim")
+        return None
+    return AdapterShape(rank, (1.0 if alpha is None else alpha) or float(rank))
+
+
+def _dropout(args: NetworkArgs, neuron: float | None) -> Dropout:
+    if neuron is None:
+        neuron = args.number("dropout", below=1.0)
+    elif not 0 <= neuron < 1:
+        raise ValueError(f"--network_dropout {neuron}: expected at least 0 and less than 1")
+    rank, module = args.number("rank_dropout", below=1.0), args.number("module_dropout", below=1.0)
+    return Dropout(neuron or 0.0, rank or 0.0, module or 0.0)
+
+
+def _lora_plus(args: NetworkArgs) -> LoraPlus:
+    both, unet, text_encoder = (
+        args.number(key, low=1e-6)
+        for key in ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
+    )
+    return LoraPlus(both if text_encoder is None else text_encoder, both if unet is None else unet)
