@@ -56,7 +56,7 @@ def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], column
 
 def _fitting(caption: str, draw: ImageDraw.ImageDraw, width: int) -> str:
     """As much of `caption` as fits into `width` pixels; what the built-in font lacks becomes a question mark."""
-    caption = caption.replace("\n", " ")
+    caption = caption.replace("\n", " ").encode("latin-1", "replace").decode("latin-1")
     if draw.textlength(caption) <= width:
         return caption
     while caption and draw.textlength(caption + "...") > width:

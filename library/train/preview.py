@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate.utils import clear_device_cache, gather_object
+from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor, nn
 
@@ -238,7 +239,8 @@ def _attempted(make: Callable[[], Path], request: ImageRequest, device: torch.de
         )
     # Only after the except clause has the exception let go of the tensors of the failed picture.
     if device.type != "cpu":
-        clear_device_cache(garbage_collection=True)
+        gc.collect()
+        torch.get_device_module(device).empty_cache()
     return None
 
 
