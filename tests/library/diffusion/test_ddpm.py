@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from library.diffusion.ddpm import DDPM
+from library.diffusion.loss import masked
 from library.diffusion.process import Draws, Noised
 from library.flags.objective import LossFlags, NoiseFlags
 
@@ -143,6 +146,36 @@ def test_infinite_noise_to_signal_leaves_a_finite_huber_loss() -> None:
     process = DDPM(ZERO, LossFlags(loss_type="huber", huber_schedule="snr"), True)
     loss = process.elementwise_loss(torch.ones(1, 4, 4, 4), torch.zeros(1, 4, 4, 4), at([999]))
     assert loss[0, 0, 0, 0].item() == pytest.approx(2 * 0.1 * (math.sqrt(1 + 0.01) - 0.1), rel=1e-5)
+
+
+class ScalarReads(TorchDispatchMode):
+    """Counts the places where the host would wait for a number of the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_no_number_back_from_the_device() -> None:
+    flags = NoiseFlags(
+        noise_offset=0.1,
+        noise_offset_random_strength=True,
+        adaptive_noise_scale=0.1,
+        multires_noise_iterations=3,
+        ip_noise_gamma=0.1,
+        ip_noise_gamma_random_strength=True,
+    )
+    process = DDPM(flags, LossFlags(loss_type="huber", min_snr_gamma=5.0), True)
+    with ScalarReads() as reads:
+        noised = process.add_noise(LATENTS, Draws.seeded(1))
+        target = process.target(LATENTS, noised)
+        loss = process.elementwise_loss(process.prediction(noised.x, noised), target, noised)
+        process.weigh(masked(loss, torch.ones(2, 1, 32, 32)).mean(dim=(1, 2, 3)), noised)
+        assert reads.count == 0
+        loss.max().item()
+    assert reads.count == 1
 
 
 @pytest.mark.gpu
