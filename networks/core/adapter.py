@@ -205,10 +205,16 @@ def stand_in(parent: nn.Module, attribute: str, adapter: LoraAdapter) -> None:
 def _thin_layers(layer: Any, rank: int) -> tuple[nn.Linear | nn.Conv2d, nn.Linear | nn.Conv2d]:
     """Down has the kernel, stride, padding and dilation of `layer`; up mixes channels only."""
     if isinstance(layer, nn.Conv2d):
-        geometry: Any = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-        return nn.Conv2d(layer.in_channels, rank, *geometry, bias=False), nn.Conv2d(
-            rank, layer.out_channels, 1, bias=False
+        down: Any = nn.Conv2d(
+            layer.in_channels,
+            rank,
+            kernel_size=layer.kernel_size,  # type: ignore[arg-type]
+            stride=layer.stride,  # type: ignore[arg-type]
+            padding=layer.padding,  # type: ignore[arg-type]
+            dilation=layer.dilation,  # type: ignore[arg-type]
+            bias=False,
         )
+        return down, nn.Conv2d(rank, layer.out_channels, 1, bias=False)
     return nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=False)
 
 
