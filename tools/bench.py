@@ -1,0 +1,135 @@
+"""How fast and how large is it? `python tools/bench.py [startup] [load] [step] [counts]` prints a table.
+
+Run it with the Python of `.venv`. Times are those of this machine; counts are the same on every one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    measure: str
+    value: str
+    target: str = ""
+
+
+def main() -> int:
+    """Measure what was asked for and print it as Markdown."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", nargs="*", help=f"any of: {', '.join(BENCHES)}; all of them if none is named")
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.what) - BENCHES.keys())
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(BENCHES)}")
+    print(f"commit {commit()}, {machine()}\n\n| measure | value | target |\n|---|---|---|", flush=True)
+    for name in arguments.what or BENCHES:
+        for row in BENCHES[name]():
+            print(f"| {row.measure} | {row.value} | {row.target} |", flush=True)
+    return 0
+
+
+def startup() -> list[Row]:
+    """What `train_network.py --help` costs: the best of five."""
+    runs = [run_measured([sys.executable, "train_network.py", "--help"]) for _ in range(5)]
+    wall, megabytes = min(run[0] for run in runs), min(run[1] for run in runs)
+    name = "`train_network.py --help`"
+    return [Row(f"{name}, s", f"{wall:.2f}", "0.5"), Row(f"{name}, MB", f"{megabytes:.0f}", "60")]
+
+
+def load() -> list[Row]:
+    """A full-size Stable Diffusion 1.5 checkpoint of random numbers, in 16 and in 32 bits."""
+    rows = []
+    for dtype in ("float16", "float32"):
+        found = run_script("bench_load.py", dtype)
+        name = f"load SD 1.5, {dtype}, {found['gigabytes']:.2f} GB"
+        rows.append(Row(f"{name}, s per GB", f"{found['seconds'] / found['gigabytes']:.2f}", "3"))
+        rows.append(Row(f"{name}, CPU s per GB", f"{found['cpu_seconds'] / found['gigabytes']:.2f}"))
+        rows.append(Row(f"{name}, peak memory / file", f"{found['peak_gigabytes'] / found['gigabytes']:.3f}", "1.1"))
+    return rows
+
+
+def step() -> list[Row]:
+    """Training steps of the small model on one thread."""
+    found = run_script("bench_step.py")
+    name = f"step, {found['layers']:.0f} LoRA layers, one thread"
+    return [
+        Row(f"{name}, CPU ms, median", f"{found['median_ms']:.1f}", "75"),
+        Row(f"{name}, CPU ms, best", f"{found['best_ms']:.1f}"),
+    ]
+
+
+def counts() -> list[Row]:
+    """What a step of the small model makes the machine do."""
+    found = run_script("bench_counts.py")
+    targets = {"scalar_reads": "0"}
+    return [
+        Row(f"step, {name.replace('_', ' ')}", f"{value:,.0f}", targets.get(name, "")) for name, value in found.items()
+    ]
+
+
+BENCHES: dict[str, Callable[[], list[Row]]] = {"startup": startup, "load": load, "step": step, "counts": counts}
+
+
+def run_script(script: str, *arguments: str) -> dict[str, float]:
+    """The numbers that a measuring script prints; each has a process of its own, so that none sees another's memory."""
+    command = [sys.executable, str(ROOT / "tools" / script), *arguments]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{script} failed, see above")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def run_measured(command: list[str]) -> tuple[float, float]:
+    """Seconds and peak megabytes of a program; the latter is NaN on Windows, which does not tell."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    if os.name == "nt":
+        code, megabytes = process.wait(), float("nan")
+    else:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = code = os.waitstatus_to_exitcode(status)
+        megabytes = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
+    if code != 0:
+        raise SystemExit(f"exit code {code} from {' '.join(command)}")
+    return time.perf_counter() - started, megabytes
+
+
+def commit() -> str:
+    """The commit that is measured, marked if there are changes on top of it."""
+    try:
+        git = ["git", "describe", "--always", "--dirty"]
+        return subprocess.run(git, cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def machine() -> str:
+    """Processor, cores, torch."""
+    model = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        lines = information.read_text(encoding="utf-8").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    versions = f"torch {importlib.metadata.version('torch')}, Python {platform.python_version()}"
+    return f"{model}, {os.cpu_count()} cores, {platform.system()}, {versions}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
