@@ -134,6 +134,13 @@ MISTAKES = (
         ),
         "--persistent_data_loader_workers needs --max_data_loader_n_workers=1 or more",
     ),
+    Rule(
+        "previews of nothing",
+        lambda sample_every_n_steps, sample_every_n_epochs, sample_at_first, sample_prompts: bool(
+            (sample_every_n_steps or sample_every_n_epochs or sample_at_first) and not sample_prompts
+        ),
+        "previews need --sample_prompts, a .txt, .toml or .json file of prompts",
+    ),
 )
 
 DOUBTS = (
@@ -174,13 +181,6 @@ DOUBTS = (
         "last steps of none",
         lambda save_last_n_steps, save_every_n_steps: bool(save_last_n_steps and not save_every_n_steps),
         "--save_last_n_steps has no effect without --save_every_n_steps",
-    ),
-    Rule(
-        "previews of nothing",
-        lambda sample_every_n_steps, sample_every_n_epochs, sample_at_first, sample_prompts: bool(
-            (sample_every_n_steps or sample_every_n_epochs or sample_at_first) and not sample_prompts
-        ),
-        "no previews are made without --sample_prompts, a file of prompts",
     ),
 )
 

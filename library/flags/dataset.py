@@ -6,7 +6,7 @@ from pathlib import Path
 from library.flags.declare import flag
 
 
-def resolution(text: str | None) -> tuple[int, int] | None:
+def width_and_height(text: str | None) -> tuple[int, int] | None:
     """`512` -> (512, 512) and `512,768` -> (width 512, height 768)."""
     if text is None:
         return None
@@ -30,7 +30,7 @@ class DatasetFlags:
     random_crop: bool = flag(False, "crop at a random place instead of the middle")
     debug_dataset: bool = flag(False, "show the dataset and stop", unavailable="a walk through the dataset")
     resolution: tuple[int, int] | None = flag(
-        None, "training size in pixels: one number, or width,height", type=str, parse=resolution
+        None, "training size in pixels: one number, or width,height", type=str, parse=width_and_height
     )
     enable_bucket: bool = flag(False, "keep the shape of images: group them into buckets of equal width and height")
     min_bucket_reso: int = flag(256, "shortest bucket side in pixels", at_least=1)

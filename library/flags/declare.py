@@ -44,6 +44,11 @@ def flag(
     return field(default=default, metadata=metadata)
 
 
+def none_for_zero(value: float | None) -> float | None:
+    """A strength of 0 is off, like no strength at all."""
+    return value or None
+
+
 def declared_flags(groups: Iterable[type]) -> dict[str, Field[Any]]:
     """Every flag of `groups` by its name."""
     found: dict[str, Field[Any]] = {}

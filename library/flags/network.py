@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from library.flags.declare import flag
+from library.flags.declare import flag, none_for_zero
 from library.flags.optimizer import pairs
 
 
@@ -22,7 +22,10 @@ class NetworkFlags:
     network_train_text_encoder_only: bool = flag(False, "train the text encoders' part only")
     dim_from_weights: bool = flag(False, "take ranks from network_weights")
     scale_weight_norms: float | None = flag(
-        None, "after each step, scale layers down whose weight is longer than this (1 is usual)", at_least=0
+        None,
+        "after each step, scale layers down whose weight is longer than this (1 is usual); 0 is off",
+        parse=none_for_zero,
+        at_least=0,
     )
     base_weights: tuple[str, ...] | None = flag(
         None, "network files merged into the base model before training", names="file"

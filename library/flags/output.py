@@ -29,7 +29,7 @@ class OutputFlags:
     save_state: bool = flag(False, "save all that is needed to continue", unavailable=STATES)
     save_state_on_train_end: bool = flag(False, "save the state at the end", unavailable=STATES)
     resume: str | None = flag(None, "continue a saved run", unavailable=STATES)
-    no_metadata: bool = flag(False, "leave out what describes the training; the format's own fields stay")
+    no_metadata: bool = flag(False, "leave out of the file what describes the training; what other programs need stays")
     save_model_as: str | None = flag(
         "safetensors", "file format of the result", choices=(None, "ckpt", "pt", "safetensors")
     )

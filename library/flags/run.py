@@ -68,7 +68,7 @@ class MemoryFlags:
         unavailable="compiled models",
     )
     gradient_checkpointing: bool = flag(False, "compute activations again in the backward pass: slower, less memory")
-    lowram: bool = flag(False, "load models straight to the training device, for little main memory")
+    lowram: bool = flag(False, no_effect="models are always loaded straight to the training device")
     highvram: bool = flag(False, no_effect="memory is never emptied between steps, so there is nothing to switch off")
     cpu_offload_checkpointing: bool = flag(
         False, "keep checkpointed activations in main memory", unavailable="checkpoints in main memory"

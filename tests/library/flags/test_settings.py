@@ -95,6 +95,12 @@ def test_75_tokens_are_the_default_length(read: Read) -> None:
     assert read("--max_token_length=225")[ModelFlags].max_token_length == 225
 
 
+@pytest.mark.parametrize("name", ["min_snr_gamma", "scale_weight_norms", "noise_offset", "v_pred_like_loss"])
+def test_a_strength_of_0_is_off(read: Read, name: str) -> None:
+    assert read(f"--{name}=0").values()[name] is None
+    assert read(f"--{name}=0.5").values()[name] == 0.5
+
+
 def test_an_empty_command_line_is_told_all_that_is_missing(refused: Refused) -> None:
     mistakes = refused()
     assert [mistake.split()[0] for mistake in mistakes] == [
@@ -189,7 +195,7 @@ def test_a_flag_that_is_not_available_may_be_given_its_default(read: Read) -> No
     read("--zero_stage=2", "--dynamo_backend=inductor", "--validation_split=0")
 
 
-@pytest.mark.parametrize("name", ["highvram", "ddp_static_graph", "ddp_gradient_as_bucket_view"])
+@pytest.mark.parametrize("name", ["lowram", "highvram", "ddp_static_graph", "ddp_gradient_as_bucket_view"])
 def test_a_flag_without_effect_warns_and_is_an_error_when_strict(
     read: Read, refused: Refused, base: list[str], name: str
 ) -> None:
