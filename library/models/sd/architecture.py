@@ -1,0 +1,217 @@
+"""Stable Diffusion 1.x and 2.x, as the trainer, the caches and the previews see it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, cast
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from library.diffusion.ddpm import DDPM
+from library.diffusion.guidance import guided
+from library.diffusion.samplers import denoise, make_sampler
+from library.files.formats import LatentFormat, TextFormat
+from library.flags.dataset import CaptionFlags
+from library.flags.model import ModelFlags
+from library.flags.monitor import PreviewFlags
+from library.flags.objective import LossFlags, NoiseFlags
+from library.flags.run import AttentionFlags
+from library.flags.settings import Settings
+from library.models.architecture import Architecture, Condition, ImageRequest, OnWeight
+from library.models.attention import attention_mode
+from library.models.sd.checkpoint import MODEL_FLAG, VAE_FLAG, load_text_encoder, load_unet, load_vae, locate, vae_id
+from library.models.sd.unet import UNet
+from library.models.text.clip import TextEncoder, check_vocabulary, encode_caption, encode_prompt
+from library.models.text.tokens import Tokenizer, load_tokenizer, tokenize_rows
+
+LATENT_SCALE = 0.18215
+"""Brings the autoencoder's latents to unit variance."""
+V1_TOKENIZER = ("openai/clip-vit-large-patch14", "")
+V2_TOKENIZER = ("stabilityai/stable-diffusion-2", "tokenizer")
+"""Hub id, and the subfolder in it."""
+WORDS_PER_ROW = 75
+ROWS_OF_A_PREVIEW = 3
+"""Prompts of previews are cut after this many rows of 75 tokens, whatever --max_token_length says."""
+
+
+class StableDiffusion(Architecture):
+    """U-Net, one CLIP text encoder, four latent channels; predicts the noise, or the velocity (2.x 768)."""
+
+    name: ClassVar[str] = "sd"
+    bucket_multiple: ClassVar[int] = 64
+    latents = LatentFormat(channels=4, stride=8, suffix="_sd.npz", reads_stem_files=True)
+    text = TextFormat(suffix="", arrays=("context",))
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.model = settings[ModelFlags]
+        self.zero_terminal_snr = settings[NoiseFlags].zero_terminal_snr
+        self.clip_skip = self.model.clip_skip or 1
+        self.process = DDPM(settings[NoiseFlags], settings[LossFlags], self.model.v_parameterization)
+
+    def load_text_encoders(self, dtype: torch.dtype, device: torch.device) -> list[nn.Module]:
+        """CLIP-L (1.x) or OpenCLIP-H (2.x)."""
+        encoder = load_text_encoder(self._path, self.model.v2, dtype, device)
+        check_vocabulary(encoder, self.tokenizer, str(self._path))
+        layers = encoder.config.num_hidden_layers
+        if self.clip_skip > layers:
+            raise ValueError(f"--clip_skip {self.clip_skip}: the text encoder of {self._path} has {layers} layers")
+        return [encoder]
+
+    def load_vae(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """The autoencoder of --vae, or of the model."""
+        return load_vae(self._vae_path, dtype, device, MODEL_FLAG if self.model.vae is None else VAE_FLAG)
+
+    def load_denoiser(self, dtype: torch.dtype, device: torch.device, on_weight: OnWeight | None = None) -> nn.Module:
+        """The U-Net, with the attention that the flags ask for."""
+        mode = attention_mode(self.settings[AttentionFlags])
+        return load_unet(self._path, self.model.v2, dtype, device, mode, on_weight)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that belongs to the version."""
+        hub_id, subfolder = V2_TOKENIZER if self.model.v2 else V1_TOKENIZER
+        folder = self._path if self._path.is_dir() else None
+        tokenizer: Tokenizer = load_tokenizer(hub_id, subfolder, self.model.tokenizer_cache_dir, folder)
+        return tokenizer
+
+    def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """`input_ids` int64 [B, rows, 77] and, with --weighted_captions, `weights` [B, rows, 77]."""
+        rows = (self.model.max_token_length or WORDS_PER_ROW) // WORDS_PER_ROW
+        weighted = self.settings[CaptionFlags].weighted_captions
+        tokens = tokenize_rows(self.tokenizer, captions, max_rows=rows, min_rows=rows, weighted=weighted)
+        return {"input_ids": tokens.ids, "weights": tokens.weights} if weighted else {"input_ids": tokens.ids}
+
+    def encode_text(self, encoders: Sequence[nn.Module | None], tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`context` [B, 75 * rows + 2, D]."""
+        encoder = encoders[0] if encoders else None
+        if encoder is None:
+            return {}
+        return {"context": encode_caption(encoder, tokens["input_ids"], tokens.get("weights"), self.clip_skip)}
+
+    def encode_prompts(self, encoders: Sequence[nn.Module], prompts: Sequence[str]) -> dict[str, Tensor]:
+        """`context` [B, 77 * rows, D]; brackets are weights, and all prompts get as many rows as the longest needs."""
+        rows = tokenize_rows(self.tokenizer, prompts, max_rows=ROWS_OF_A_PREVIEW, weighted=True)
+        return {"context": encode_prompt(encoders[0], rows, self.clip_skip)}
+
+    def encode_image(
+        self,
+        vae: nn.Module,
+        pixels: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] -> [B, 4, H/8, W/8], drawn from the posterior."""
+        posterior = cast(AutoencoderKL, vae).encode(pixels.to(next(vae.parameters()))).latent_dist
+        latents: Tensor = posterior.sample(generator)
+        return latents
+
+    def vae_id(self) -> str:
+        """A hash of weights of the encoder half, the same for every layout of the file, in float32 or float16."""
+        return self._vae_id
+
+    def scale_latents(self, latents: Tensor) -> Tensor:
+        """Latents of unit variance."""
+        return latents * LATENT_SCALE
+
+    def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
+        """[B, 4, h, w] of unit variance -> [B, 3, 8h, 8w] in [-1, 1]."""
+        latents = latents.to(next(vae.parameters())) / LATENT_SCALE
+        pixels: Tensor = cast(AutoencoderKL, vae).decode(latents).sample
+        return pixels
+
+    def predict(self, denoiser: nn.Module, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Takes x [B, 4, h, w], t [B] in 0..999 and `context` [B, T, D] -> [B, 4, h, w]."""
+        answer: Tensor = denoiser(x, t, cond.text["context"])
+        return answer
+
+    def sample(self, denoiser: nn.Module, cond: Condition, uncond: Condition | None, request: ImageRequest) -> Tensor:
+        """Latents [1, 4, h, w] of unit variance, by the sampler that `request` names."""
+        assert request.width and request.height and request.steps and request.sampler, "a complete request"
+        assert request.scale is not None and request.seed is not None, "a complete request"
+        scheduler = make_sampler(request.sampler, self.model.v_parameterization, self.zero_terminal_snr)
+        context, scale = cond.text["context"], request.scale
+        generator = torch.Generator().manual_seed(request.seed)
+        stride = self.latents.stride
+        size = (1, self.latents.channels, request.height // stride, request.width // stride)
+        noise = torch.randn(size, generator=generator).to(context.device)
+        guides = uncond is not None and scale > 1.0
+        if uncond is not None and guides:
+            context = torch.cat([context, uncond.text["context"]])
+        both = Condition({"context": context})
+
+        def model(x: Tensor, t: Tensor) -> Tensor:
+            # The sampler keeps its latents in float32; the U-Net takes what the text encoder gives.
+            x = x.to(context.dtype)
+            if not guides:
+                return self.predict(denoiser, x, t, both)
+            with_prompt, without = self.predict(denoiser, torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+            return guided(with_prompt, without, scale)
+
+        return denoise(scheduler, request.steps, model, noise, generator)
+
+    def complete_request(self, request: ImageRequest) -> ImageRequest:
+        """512x512, 30 steps, scale 7.5 and --sample_sampler where `request` says nothing; sides floored to 8."""
+        return replace(
+            request,
+            width=_to_grid(request.width or 512),
+            height=_to_grid(request.height or 512),
+            steps=request.steps or 30,
+            scale=7.5 if request.scale is None else request.scale,
+            sampler=request.sampler or self.settings[PreviewFlags].sample_sampler,
+        )
+
+    def enable_gradient_checkpointing(self, denoiser: nn.Module, trained_text_encoders: Sequence[nn.Module]) -> None:
+        """Recompute each block of the U-Net, and each layer of the encoders, in backward.
+
+        Non-reentrant, so that nothing needs a gradient that would not have one: blocks before the first trained layer
+        are not differentiated.
+        """
+        blocks = list(cast(UNet, denoiser).blocks())
+        for encoder in trained_text_encoders:
+            blocks.extend(cast(TextEncoder, encoder).encoder.layers)
+        for block in blocks:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+    def base_model_version(self) -> str:
+        """One of sd_v1, sd_v1_v, sd_v2, sd_v2_v."""
+        return ("sd_v2" if self.model.v2 else "sd_v1") + ("_v" if self.model.v_parameterization else "")
+
+    def metadata(self) -> dict[str, str]:
+        """None but the shared ones."""
+        return {}
+
+    def model_spec(self) -> dict[str, str]:
+        """The modelspec fields that follow from the version."""
+        v2, v = self.model.v2, self.model.v_parameterization
+        version = ("stable-diffusion-v2-768-v" if v else "stable-diffusion-v2-512") if v2 else "stable-diffusion-v1"
+        return {
+            "architecture": version,
+            "implementation": "diffusers",
+            "resolution": "768x768" if v2 and v else "512x512",
+            "prediction_type": "v" if v else "epsilon",
+        }
+
+    @cached_property
+    def _path(self) -> Path:
+        if not self.model.pretrained_model_name_or_path:
+            raise ValueError(f"{MODEL_FLAG} is needed: a .safetensors or .ckpt file, a diffusers folder or a hub id")
+        return locate(self.model.pretrained_model_name_or_path)
+
+    @cached_property
+    def _vae_path(self) -> Path:
+        return self._path if self.model.vae is None else locate(self.model.vae, VAE_FLAG)
+
+    @cached_property
+    def _vae_id(self) -> str:
+        return vae_id(self._vae_path)
+
+
+def _to_grid(side: int) -> int:
+    return max(64, side - side % 8)

@@ -1,0 +1,207 @@
+"""Stable Diffusion 1.x and 2.x on disk: where its parts lie, what their keys mean, and reading them into place.
+
+A model is one file in the published layout (`model.diffusion_model.`, `first_stage_model.`, `cond_stage_model.`), a
+folder of diffusers (`unet/`, `vae/`, `text_encoder/`), or the hub id of such a folder. Its sizes are read off the
+shapes of its weights, so pruned and small ones need no configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor
+
+from library.files.hub import download, is_hub_id
+from library.files.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, WeightFile, fill_module, open_weights
+from library.models.attention import AttentionMode
+from library.models.sd.families import check_is_stable_diffusion, check_keys_are_known, other_pipeline
+from library.models.sd.layout import UNET_PREFIX, unet_shape, unet_sources
+from library.models.sd.unet import UNet
+from library.models.text.clip import TextEncoder, build_text_encoder, clip_sources, openclip_sources
+from library.models.vae.sd import LDM_PREFIX, build_vae, vae_sources
+
+MODEL_FLAG = "--pretrained_model_name_or_path"
+VAE_FLAG = "--vae"
+LATENT_CHANNELS = 4
+OPENCLIP_PREFIX = "cond_stage_model.model."
+CLIP_PREFIX = "cond_stage_model.transformer."
+OPENCLIP_LAYERS = 23
+"""2.x was trained on the states before the last of its 24 layers, so that layer is left out."""
+
+
+def locate(name: str, flag: str = MODEL_FLAG) -> Path:
+    """The file or folder that `name` means; a hub id is fetched.
+
+    Raises:
+        FileNotFoundError, ValueError: there is nothing of that name; names it and `flag`.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    if not is_hub_id(name) or path.suffix.lower() in (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES):
+        raise FileNotFoundError(f"{flag}: {name}: no such file or folder")
+    return download(name, _hub_files, flag)
+
+
+def load_unet(
+    path: Path,
+    v2: bool,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attention: AttentionMode = AttentionMode.SDPA,
+    on_weight: Callable[[str, Tensor], Tensor] | None = None,
+) -> UNet:
+    """The U-Net of the model at `path`, frozen; `v2` is what the user says it is.
+
+    Raises:
+        ValueError: the file is of another family, is not what `v2` says, or does not hold a whole U-Net.
+    """
+    with _opened(path, "unet") as file:
+        _check_version(path, file, v2)
+        sources = unet_sources(file)
+        shapes = {name: source.shape for name, source in sources.items()}
+        shape = unet_shape(shapes, v2, _config(path, "unet"), path)
+        with torch.device("meta"):
+            unet = UNet(shape, attention)
+        fill_module(unet, sources, dtype, device, on_weight)
+    return unet.eval().requires_grad_(False)
+
+
+def load_text_encoder(path: Path, v2: bool, dtype: torch.dtype, device: torch.device | str) -> TextEncoder:
+    """The text encoder of the model at `path`, frozen.
+
+    Raises:
+        ValueError: as `load_unet`.
+    """
+    with _opened(path, "unet") as file:
+        _check_version(path, file, v2)
+    with _opened(path, "text_encoder") as file:
+        if path.is_dir():
+            sources = clip_sources(file)
+        elif v2:
+            sources = openclip_sources(file, OPENCLIP_PREFIX, OPENCLIP_LAYERS)
+        else:
+            sources = clip_sources(file, CLIP_PREFIX)
+        activation = "gelu" if v2 else "quick_gelu"
+        return build_text_encoder(sources, activation, dtype, device, _config(path, "text_encoder"))
+
+
+def load_vae(path: Path, dtype: torch.dtype, device: torch.device | str, flag: str = MODEL_FLAG) -> AutoencoderKL:
+    """The autoencoder at `path`, frozen: in a whole model, alone in a file of either layout, or in a folder.
+
+    Raises:
+        ValueError: there is none, or it is of another family.
+    """
+    with _opened(path, "vae") as file:
+        keys = file.keys()
+        if any(key.startswith(UNET_PREFIX) for key in keys) and not any(key.startswith(LDM_PREFIX) for key in keys):
+            raise ValueError(f"{flag}: {path} holds no autoencoder; give one with {VAE_FLAG}")
+        sources = vae_sources(file)
+        first = sources.get("decoder.conv_in.weight")
+        if first is not None and first.shape[1] != LATENT_CHANNELS:
+            raise ValueError(
+                f"{flag}: the autoencoder in {path} has {first.shape[1]} latent channels, Stable Diffusion needs "
+                f"{LATENT_CHANNELS}: it belongs to another family of models"
+            )
+        return build_vae(sources, dtype, device)
+
+
+def vae_id(path: Path) -> str:
+    """What names the encoder half of the autoencoder at `path`: 16 hexadecimal digits of a hash of its small weights.
+
+    The decoder has no part in it, since published autoencoders often share their encoder, and with it the latents.
+    """
+    digest = hashlib.sha256()
+    with _opened(path, "vae") as file:
+        sources = vae_sources(file)
+        for name in sorted(sources):
+            if name.startswith(("encoder.", "quant_conv.")) and len(sources[name].shape) == 1:
+                # As float16, so that a file in float32 and its copy in float16 have the same name.
+                digest.update(name.encode())
+                digest.update(sources[name].read().to(torch.float16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+# What a folder of diffusers calls the weights of a part, in the order of preference.
+_WEIGHT_NAMES = {
+    "unet": ("diffusion_pytorch_model",),
+    "vae": ("diffusion_pytorch_model",),
+    "text_encoder": ("model", "pytorch_model"),
+}
+_WEIGHT_ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
+
+
+def _weight_files(part: str) -> list[str]:
+    return [stem + ending for ending in _WEIGHT_ENDINGS for stem in _WEIGHT_NAMES[part]]
+
+
+def _hub_files(files: Sequence[str]) -> list[str]:
+    """Of the files of a repository, those that are read: one file of weights for each part, and what is small."""
+    chosen = [name for name in files if name.startswith("tokenizer/") or name.endswith(("config.json", "_index.json"))]
+    for part in _WEIGHT_NAMES:
+        candidates = [f"{part}/{name}" for name in _weight_files(part)]
+        # An autoencoder may have a repository of its own.
+        candidates += _weight_files(part) if part == "vae" else []
+        chosen += [name for name in candidates if name in files][:1]
+    return chosen
+
+
+@contextmanager
+def _opened(path: Path, part: str) -> Iterator[WeightFile]:
+    with open_weights(_part_file(path, part)) as file:
+        yield file
+
+
+def _part_file(path: Path, part: str) -> Path:
+    """The file that holds `part` of the model at `path`."""
+    if not path.is_dir():
+        return path
+    folders = [path / part, path] if part == "vae" else [path / part]
+    for folder in folders:
+        for name in _weight_files(part):
+            if (folder / name).is_file():
+                return folder / name
+    problem = other_pipeline(path) or "a folder of diffusers with unet/, vae/ and text_encoder/ is needed"
+    raise ValueError(f"{path} holds no {part}/{_weight_files(part)[0]}: {problem}")
+
+
+def _config(path: Path, part: str) -> dict[str, Any]:
+    """The config.json of a part; empty for a single file, which has none."""
+    file = path / part / "config.json"
+    if not path.is_dir() or not file.is_file():
+        return {}
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    return config
+
+
+def _check_version(path: Path, file: WeightFile, v2: bool) -> None:
+    """Raise ValueError unless the U-Net in `file` is of Stable Diffusion 2.x or 1.x, as `v2` says."""
+    check_is_stable_diffusion(file, path)
+    if not path.is_dir():
+        check_keys_are_known(file)
+    found = _is_v2(file) or bool(_config(path, "unet").get("use_linear_projection"))
+    if found and not v2:
+        raise ValueError(
+            f"{path} is a Stable Diffusion 2.x model: add --v2, and --v_parameterization too if it is a 768 version"
+        )
+    if v2 and not found:
+        raise ValueError(f"--v2 is given, but {path} is a Stable Diffusion 1.x model: leave --v2 out")
+
+
+def _is_v2(file: WeightFile) -> bool:
+    keys = file.keys()
+    if any(key.startswith(OPENCLIP_PREFIX) for key in keys):
+        return True
+    if any(key.startswith(CLIP_PREFIX) for key in keys):
+        return False
+    return any(len(file.shape(key)) == 2 for key in keys if key.endswith(".proj_in.weight"))
