@@ -80,15 +80,16 @@ def denoise(
 ) -> Tensor:
     """Latents [B, C, h, w] of finished pictures from `latents`, noise of unit variance.
 
-    `model` takes x [B, C, h, w] and t [B] and gives its raw prediction. `generator`, or a list of one per picture,
-    feeds the samplers that add noise on the way; it may live on the CPU whatever the device of the latents.
+    `model` takes x [B, C, h, w] of the dtype of `latents` and t [B], and gives its raw prediction. Between the steps
+    the pictures are float32, as half precision would lose the small steps. `generator`, or a list of one per
+    picture, feeds the samplers that add noise on the way; it may live on the CPU whatever the device of the latents.
     """
     scheduler.set_timesteps(steps, device=latents.device)
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": generator} if takes_generator else {}
-    x = latents * scheduler.init_noise_sigma
+    x = latents.float() * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
-        seen = scheduler.scale_model_input(x, timestep)
+        seen = scheduler.scale_model_input(x, timestep).to(latents.dtype)
         raw = model(seen, timestep.to(x.device).expand(len(x)))
         x = scheduler.step(raw.to(x.dtype), timestep, x, return_dict=False, **extra)[0]
     return x

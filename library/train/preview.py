@@ -173,12 +173,18 @@ class Previews:
         """Read the prompts with the family's defaults filled in; ValueError when one of them cannot be made."""
         requests = []
         for number, request in enumerate(read_prompts(path), start=1):
+            where = f"{path}, prompt {number} ({request.prompt!r})"
             if request.sampler is None:
                 request = replace(request, sampler=self.flags.sample_sampler)
             try:
-                requests.append(self.arch.complete_request(request))
+                complete = self.arch.complete_request(request)
             except ValueError as error:
-                raise ValueError(f"{path}, prompt {number} ({request.prompt!r}): {error}") from error
+                raise ValueError(f"{where}: {error}") from error
+            for side in ("width", "height"):
+                asked, made = getattr(request, side), getattr(complete, side)
+                if asked is not None and made != asked:
+                    logger.warning("%s: %s %d becomes %d", where, side, asked, made)
+            requests.append(complete)
         self.requests = requests
         self._file_content = path.read_bytes()
 

@@ -82,6 +82,18 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
     torch.testing.assert_close(both[1:], alone)
 
 
+def test_half_precision_is_only_for_the_model() -> None:
+    seen: list[torch.dtype] = []
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(x.dtype)
+        return knowing(IMAGE, False)(x.float(), t).to(x.dtype)
+
+    found = denoise(make_sampler("ddim"), 40, model, NOISE.bfloat16())
+    assert set(seen) == {torch.bfloat16} and found.dtype == torch.float32
+    torch.testing.assert_close(found, IMAGE, atol=0.02, rtol=0.02)
+
+
 def test_pure_noise_is_only_for_samplers_that_can_start_from_it() -> None:
     with pytest.raises(ValueError, match="'heun' cannot be used with --zero_terminal_snr; choose one of ddim, euler"):
         make_sampler("heun", True, True)

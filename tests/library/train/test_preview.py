@@ -19,14 +19,12 @@ from torch import Tensor, nn
 
 from library.flags.monitor import PreviewFlags
 from library.flags.output import OutputFlags
-from library.models.architecture import Architecture, Condition, ImageRequest
+from library.models.architecture import Condition, ImageRequest
 from library.train.preview import Previews
 
 
-class Toy(Architecture):
-    """A family whose pictures are one grey, told by the prompt: the number of its letters over 10."""
-
-    name = "toy"
+class Toy:
+    """What previews ask of a family. Its pictures are one grey: the number of the prompt's letters over 10."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[ImageRequest, list[bool]]] = []
@@ -41,7 +39,8 @@ class Toy(Architecture):
     def complete_request(self, request: ImageRequest) -> ImageRequest:
         if request.width == 1:
             raise ValueError("--w 1 is too small")
-        return replace(request, width=request.width or 16, height=request.height or 8, steps=2, scale=7.5)
+        width = (request.width or 16) // 8 * 8
+        return replace(request, width=width, height=request.height or 8, steps=2, scale=7.5)
 
     def sample(self, denoiser: nn.Module, cond: Condition, uncond: Condition | None, request: ImageRequest) -> Tensor:
         assert uncond is not None and uncond.text["letters"].item() == len(request.negative_prompt)
@@ -54,12 +53,6 @@ class Toy(Architecture):
 
     def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
         return latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)
-
-    def _not_needed(self, *args: Any, **kwargs: Any) -> Any:
-        raise AssertionError
-
-    load_text_encoders = load_vae = load_denoiser = tokenize = encode_text = encode_image = _not_needed
-    predict = enable_gradient_checkpointing = base_model_version = metadata = model_spec = _not_needed
 
 
 @dataclass
@@ -116,6 +109,13 @@ def test_a_picture_of_each_prompt_is_written_and_named(tmp_path: Path) -> None:
     assert (second.sampler, second.negative_prompt, second.width) == ("euler", "bad", 32)
     assert isinstance(second.seed, int) and f"_{second.seed}.png" in files[1].name
     assert tracker.logged == [("sample_0", (1, 8, 16, 3), 10), ("sample_1", (1, 8, 16, 3), 10)]
+
+
+def test_a_size_off_the_grid_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    previews_of(tmp_path, Toy(), "a --w 35 --h 8", "b")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'prompts.txt'}, prompt 1 ('a'): width 35 becomes 32"
+    ]
 
 
 def test_an_epoch_names_its_pictures(tmp_path: Path) -> None:
