@@ -133,7 +133,7 @@ def _layout(tensors: Mapping[str, Tensor]) -> list[str]:
 
 def _header_length(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
     """Bytes before the first value: 8 of length, then JSON padded to a multiple of 8."""
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, object] = {"__metadata__": dict(metadata)}  # written even when it is empty
     offset = 0
     for name in _layout(tensors):
         tensor = tensors[name]

@@ -75,6 +75,9 @@ ELEMENTWISE = frozenset(
 )
 """Optimizers that treat every element alike, wherever the borders between tensors lie.
 
+Flat and in parts they agree to the bit, but for the fused ones of torch, whose last few elements of a tensor go
+through a scalar loop and may differ by one unit in the last place.
+
 Not among them: 8-bit optimizers (one scale per block of 256 elements, counted from the start of each tensor, and
 tensors below 4,096 elements stay in 32 bits), Adafactor and CAME (rows and columns of a matrix), and those that
 scale by the norm of a tensor (LAMB, LARS). A dotted path that is not listed counts as not elementwise.
@@ -164,7 +167,7 @@ def make_optimizer(flags: OptimizerFlags, groups: list[dict[str, Any]]) -> Optim
         logger.info("Adafactor sets its own learning rate (relative_step); the rates given are not used")
     else:
         groups = [dict(group) for group in groups]
-        check_rates(choice, [rate_of(group, choice.learning_rate) for group in groups])
+        check_rates(choice, [float(group.get("lr", choice.learning_rate)) for group in groups])
     arguments = dict(choice.arguments)
     if prefers_fused(choice, groups):
         arguments["fused"] = True
@@ -175,6 +178,9 @@ def make_optimizer(flags: OptimizerFlags, groups: list[dict[str, Any]]) -> Optim
         raise ValueError(
             f"{choice.path} refuses --optimizer_args {given!r} with learning rate {choice.learning_rate}: {error}"
         ) from error
+    to_train = getattr(optimizer, "train", None)
+    if to_train is not None:
+        to_train()
     logger.info("optimizer: %s", optimizer_description(choice))
     return optimizer
 
@@ -282,15 +288,6 @@ def adafactor_arguments(arguments: dict[str, Any], max_grad_norm: float) -> dict
         if arguments.get("clip_threshold", 1.0) != 1.0:
             logger.warning("Adafactor: clip_threshold=1.0 is advised, it is %s", arguments["clip_threshold"])
     return arguments | {"relative_step": relative}
-
-
-def rate_of(group: Mapping[str, Any], default: float | None) -> float:
-    """The learning rate of a group."""
-    rate = group.get("lr")
-    rate = default if rate is None else rate
-    if rate is None:
-        raise ValueError("--learning_rate is needed for parameters without a rate of their own")
-    return float(rate)
 
 
 def check_rates(choice: OptimizerChoice, rates: Sequence[float]) -> None:
