@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from library.flags.output import LoggingFlags
+from library.flags.settings import Settings
+from library.train.progress import LogFile, MovingAverage, Progress, ScalarReader, learning_rates
+from library.train.state import Plan
+
+
+class Recorder:
+    """Stands for accelerate's processes and one tracker."""
+
+    def __init__(self, directory: Path | None, is_main_process: bool = True) -> None:
+        self.is_main_process = is_main_process
+        self.logging_dir = None if directory is None else str(directory)
+        self.trackers = [SimpleNamespace(name="tensorboard")]
+        self.logged: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.logged.append((step, values))
+
+
+def progress(recorder: Recorder, plan: Plan, names: tuple[str, ...] = ("unet",)) -> Progress:
+    flags = LoggingFlags(logging_dir=recorder.logging_dir)
+    return Progress(plan, names, cast(Accelerator, recorder), Settings.of(flags))
+
+
+def sgd(*rates: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates], lr=1.0)
+
+
+def run(shown: Progress, plan: Plan, losses: list[float], optimizer: torch.optim.Optimizer) -> None:
+    """Batches as the trainer hands them over."""
+    step = 0
+    for epoch in range(1, plan.epochs + 1):
+        shown.start_epoch(epoch)
+        for index in range(plan.batches_per_epoch):
+            shown.add_loss(torch.tensor(losses.pop(0)))
+            if plan.completes_update(index):
+                step += 1
+                shown.finish_update(step, optimizer)
+        shown.finish_epoch(epoch)
+    shown.close()
+
+
+def test_each_step_is_logged_under_its_own_number_with_its_loss_and_rates() -> None:
+    recorder, plan = Recorder(None), Plan.of(2, 1, 4, None)
+    run(progress(recorder, plan), plan, [1.0, 3.0, 5.0, 7.0], sgd(0.25))
+    assert recorder.logged == [
+        (1, {"loss/current": 1.0, "loss/average": 1.0, "lr/unet": 0.25}),
+        (2, {"loss/current": 3.0, "loss/average": 2.0, "lr/unet": 0.25}),
+        (2, {"loss/epoch_average": 2.0}),
+        (3, {"loss/current": 5.0, "loss/average": 4.0, "lr/unet": 0.25}),
+        (4, {"loss/current": 7.0, "loss/average": 6.0, "lr/unet": 0.25}),
+        (4, {"loss/epoch_average": 6.0}),
+    ]
+
+
+def test_accumulated_batches_are_one_entry_with_their_mean() -> None:
+    recorder, plan = Recorder(None), Plan.of(3, 2, 2, None)
+    run(progress(recorder, plan), plan, [1.0, 3.0, 8.0], sgd(0.5))
+    currents = [(step, values["loss/current"]) for step, values in recorder.logged if "loss/current" in values]
+    assert currents == [(1, 2.0), (2, 8.0)]
+    assert recorder.logged[-1] == (2, {"loss/epoch_average": 4.0})
+
+
+def test_the_line_shows_steps_and_the_average_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    recorder, plan = Recorder(None), Plan.of(2, 1, 2, None)
+    run(progress(recorder, plan), plan, [0.5, 0.25], sgd(0.5))
+    line = capsys.readouterr().err.split("\r")[-1]
+    assert line.startswith("steps: 100%")
+    assert "2/2" in line
+    assert "avr_loss=0.375" in line
+
+
+def test_a_continued_run_counts_on(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = Plan.of(10, 1, 10, None)
+    shown = Progress(plan, ["unet"], cast(Accelerator, Recorder(None)), Settings.of(), first_step=7)
+    shown.close()
+    assert "7/10" in capsys.readouterr().err
+
+
+def test_only_the_main_process_speaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorder, plan = Recorder(tmp_path, is_main_process=False), Plan.of(2, 1, 2, None)
+    run(progress(recorder, plan), plan, [0.5, 0.25], sgd(0.5))
+    assert recorder.logged == []
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err == ""
+
+
+def test_the_log_file_has_a_line_for_each_entry(tmp_path: Path) -> None:
+    recorder, plan = Recorder(tmp_path), Plan.of(1, 1, 2, None)
+    run(progress(recorder, plan), plan, [1.0, float("nan")], sgd(0.25))
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["step"], row["epoch"]) for row in rows] == [(1, 1), (1, 1), (2, 2), (2, 2)]
+    assert (rows[0]["loss/current"], rows[0]["lr/unet"], rows[1]["loss/epoch_average"]) == (1.0, 0.25, 1.0)
+    assert rows[2]["loss/current"] is None
+    assert rows[0]["time"] <= rows[-1]["time"]
+
+
+def test_no_folder_means_no_log_file() -> None:
+    file = LogFile(None)
+    file.write({"loss/current": 1.0}, 1, 1)
+    file.close()
+    assert file.path is None
+
+
+def test_the_average_is_over_the_last_epochs_worth_of_batches() -> None:
+    average = MovingAverage(3)
+    seen = []
+    for value in (3.0, 1.0, 2.0, 9.0, 1.0):
+        average.add(value)
+        seen.append(average.value)
+    assert seen == pytest.approx([3.0, 2.0, 2.0, 4.0, 4.0])
+    assert average.count == 3
+
+
+def test_an_infinite_loss_leaves_the_average_with_its_batch() -> None:
+    average = MovingAverage(2)
+    for value in (float("inf"), 1.0, 2.0, 4.0, 6.0, 8.0):
+        average.add(value)
+    assert average.value == 7.0
+
+
+def test_the_average_does_not_drift_over_a_long_run() -> None:
+    average = MovingAverage(10)
+    average.add(1e12)
+    for _ in range(100):
+        average.add(0.1)
+    assert average.value == pytest.approx(0.1, rel=1e-12)
+
+
+def test_a_scalar_is_read_one_call_later_and_only_once() -> None:
+    reader = ScalarReader()
+    answers = [reader.exchange(torch.tensor(value)) for value in (1.0, 2.0, 3.0)]
+    assert answers == [None, 1.0, 2.0]
+    assert reader.last() == 3.0
+    assert reader.last() is None
+    assert reader.exchange(torch.tensor(5.0, dtype=torch.bfloat16)) is None
+    assert reader.last() == 5.0
+
+
+def test_a_loss_that_is_overwritten_later_has_been_copied() -> None:
+    reader, loss = ScalarReader(), torch.tensor(1.0)
+    reader.exchange(loss)
+    loss.fill_(2.0)
+    assert reader.exchange(loss) == 1.0
+
+
+class ScalarReads(TorchFunctionMode):
+    """Counts the calls that make the host wait for a tensor's value."""
+
+    count = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.Tensor.item, torch.Tensor.__float__, torch.Tensor.tolist):
+            self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_value_of_a_tensor_is_asked_for_in_a_step() -> None:
+    recorder, plan = Recorder(None), Plan.of(4, 1, 4, None)
+    with ScalarReads() as reads:
+        run(progress(recorder, plan), plan, [1.0, 2.0, 3.0, 4.0], sgd(0.25))
+        assert reads.count == 0
+        torch.tensor(1.0).item()
+        assert reads.count == 1
+
+
+def test_rates_carry_the_groups_names_and_the_estimate_of_optimizers_that_have_one() -> None:
+    optimizer = sgd(0.5, 0.25)
+    assert learning_rates(optimizer, ["text", "unet"]) == {"lr/text": 0.5, "lr/unet": 0.25}
+    assert learning_rates(optimizer, ["text"]) == {"lr/text": 0.5, "lr/group1": 0.25}
+    optimizer.param_groups[1]["d"] = 0.01
+    assert learning_rates(optimizer, ["text", "unet"])["lr/d*lr/unet"] == 0.0025
+
+
+def test_an_optimizer_without_a_rate_yet_logs_none() -> None:
+    optimizer = sgd(0.5)
+    optimizer.param_groups[0]["lr"] = None
+    assert learning_rates(optimizer, ["unet"]) == {}
