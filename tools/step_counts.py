@@ -90,17 +90,17 @@ def touched_bytes(tensor: Tensor) -> int:
 def count_step(loss: Callable[[], Tensor], modules: Iterable[nn.Module]) -> dict[str, int]:
     """The counts of one forward and backward pass; `loss` makes the scalar that is differentiated."""
     frozen = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    flops = FlopCounterMode(display=False)
-    with flops, OperationCounter() as forward, SavedBytes(frozen) as saved:
+    flops = FlopCounterMode(display=False), FlopCounterMode(display=False)  # entering one again would reset it
+    with flops[0], OperationCounter() as forward, SavedBytes(frozen) as saved:
         value = loss()
-    with flops, OperationCounter() as backward:
+    with flops[1], OperationCounter() as backward:
         value.backward()
     return {
         "kernels_forward": forward.kernels.total(),
         "kernels_backward": backward.kernels.total(),
         "elementwise_bytes_forward": forward.elementwise_bytes,
         "elementwise_bytes_backward": backward.elementwise_bytes,
-        "flops": flops.get_total_flops(),
+        "flops": sum(mode.get_total_flops() for mode in flops),
         "bytes_saved_for_backward": saved.total,
     }
 

@@ -1,0 +1,80 @@
+"""How is a training run of the small model set up, so that its single steps can be measured?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+from demo_folder import DemoFolder
+from library.data.items import Batch
+from library.flags.dataset import CacheFlags, DatasetFlags
+from library.flags.model import ModelFlags
+from library.flags.network import NetworkFlags
+from library.flags.optimizer import OptimizerFlags
+from library.flags.output import OutputFlags
+from library.flags.run import AttentionFlags, StepFlags
+from library.flags.settings import Settings
+from library.models.sd.architecture import StableDiffusion
+from library.train.network_trainer import NetworkTrainer
+
+DATASET = """\
+[[datasets]]
+resolution = 64
+batch_size = 1
+caption_extension = ".txt"
+shuffle_caption = true
+
+  [[datasets.subsets]]
+  image_dir = "{pictures}"
+"""
+
+
+class SmallRun(NetworkTrainer):
+    """A LoRA of rank 4 on all 204 layers of the small model, text encoder included, on latents of 8 x 8."""
+
+    architecture = StableDiffusion
+
+    def start_training(self) -> None:
+        """Everything that comes before the first step."""
+        self.start()
+        self.load_data()
+        self.load_models()
+        self.trained = self.build_trainable()
+        self.prepare()
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches without end, in the order of training."""
+        for epoch in count(1):
+            self.state.epoch = epoch
+            self.progress.start_epoch(epoch)
+            self.trained.start_epoch()
+            yield from self.loader.epoch(epoch, first_step=self.state.step)
+
+    def step(self, batch: Batch) -> None:
+        """One whole optimizer step, as the trainer does it."""
+        loss = self.backward(batch.to(self.device))
+        self.state.micro_step += 1
+        self.progress.add_loss(loss)
+        self.update()
+        self.after_update()
+
+
+def small_run(demo: DemoFolder, output: Path) -> SmallRun:
+    """A run on the files of `demo` that is ready for its first step; it would write to `output`."""
+    output.mkdir(parents=True, exist_ok=True)
+    dataset = output / "dataset.toml"
+    dataset.write_text(DATASET.format(pictures=demo.pictures.resolve().as_posix()), encoding="utf-8")
+    settings = Settings.of(
+        ModelFlags(pretrained_model_name_or_path=str(demo.checkpoint), tokenizer_cache_dir=str(demo.tokenizers)),
+        DatasetFlags(dataset_config=dataset, max_data_loader_n_workers=0),
+        CacheFlags(cache_latents=True),
+        NetworkFlags(network_module="networks.lora", network_dim=4, network_alpha=1.0),
+        OptimizerFlags(optimizer_type="AdamW", learning_rate=1e-3),
+        AttentionFlags(sdpa=True),
+        StepFlags(max_train_steps=100_000, seed=1),
+        OutputFlags(output_dir=str(output), output_name="measured"),
+    )
+    run = SmallRun(settings)
+    run.start_training()
+    return run
