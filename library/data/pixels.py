@@ -36,7 +36,6 @@ UPRIGHT = {
 EXIF_ORIENTATION = 0x0112
 
 OPENCV = {
-    "nearest": cv2.INTER_NEAREST_EXACT,
     "bilinear": cv2.INTER_LINEAR,
     "linear": cv2.INTER_LINEAR,
     "bicubic": cv2.INTER_CUBIC,
@@ -95,9 +94,18 @@ def resize(image: np.ndarray, size: Size, interpolation: str | None = None) -> n
         return image
     if interpolation is None:
         interpolation = "area" if size[0] <= width and size[1] <= height else "lanczos"
+    if interpolation == "nearest":
+        return image[_nearest(height, size[1])][:, _nearest(width, size[0])]
     if interpolation in PILLOW:
         return np.asarray(Image.fromarray(image).resize(size, PILLOW[interpolation]))
     return cv2.resize(image, size, interpolation=OPENCV[interpolation])
+
+
+def _nearest(source: int, target: int) -> np.ndarray:
+    """The source row of each target row, in 16-bit fixed point as OpenCV 4 rounds; OpenCV 5 breaks ties otherwise."""
+    step = ((source << 16) + target // 2) // target
+    rows = (np.arange(target) * step + step // 2 - source % 2) >> 16
+    return rows.clip(0, source - 1)
 
 
 def crop(image: np.ndarray, size: Size, random: Random | None = None) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from library.data.config import SubsetSettings
@@ -54,11 +55,18 @@ def dataset_metadata(training_set: TrainingSet) -> dict[str, str]:
 def tag_frequency(dataset: ImageSet) -> dict[str, dict[str, int]]:
     """Folder name -> lower-case tag -> number of images, repeats not counted."""
     frequencies: dict[str, Counter[str]] = {}
-    for subset, captions in zip(dataset.settings.subsets, dataset.captions, strict=True):
+    for subset, captions in _used_subsets(dataset):
         tags = frequencies.setdefault(subset.image_dir.name, Counter())
         for caption in captions:
             tags.update(tag.strip().lower() for tag in caption.split(",") if tag.strip())
     return {name: dict(tags) for name, tags in frequencies.items()}
+
+
+def _used_subsets(dataset: ImageSet) -> Iterator[tuple[SubsetSettings, list[str]]]:
+    """The subsets that hold images, with the captions of these."""
+    for subset, captions in zip(dataset.settings.subsets, dataset.captions, strict=True):
+        if captions:
+            yield subset, captions
 
 
 def _all_tag_frequencies(training_set: TrainingSet) -> dict[str, dict[str, int]]:
@@ -73,7 +81,7 @@ def _folders(training_set: TrainingSet, is_reg: bool) -> dict[str, dict[str, int
     """Folder name -> repeats and number of images; a name that comes again gets a number."""
     folders: dict[str, dict[str, int]] = {}
     for dataset in training_set.datasets:
-        for subset, captions in zip(dataset.settings.subsets, dataset.captions, strict=True):
+        for subset, captions in _used_subsets(dataset):
             if subset.is_reg == is_reg:
                 name = _unused_name(subset.image_dir.name, folders)
                 folders[name] = {"n_repeats": subset.num_repeats, "img_count": len(captions)}
@@ -103,9 +111,7 @@ def _dataset(dataset: ImageSet) -> dict[str, Any]:
         "tag_frequency": tag_frequency(dataset),
         "bucket_info": _bucket_info(dataset),
         "resize_interpolation": settings.resize_interpolation,
-        "subsets": [
-            _subset(subset, len(captions)) for subset, captions in zip(settings.subsets, dataset.captions, strict=True)
-        ],
+        "subsets": [_subset(subset, len(captions)) for subset, captions in _used_subsets(dataset)],
     }
 
 
