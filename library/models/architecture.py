@@ -86,9 +86,7 @@ class Architecture(ABC):
         """The autoencoder, in eval mode and without gradients."""
 
     @abstractmethod
-    def load_denoiser(
-        self, dtype: torch.dtype, device: torch.device, on_weight: OnWeight | None = None
-    ) -> nn.Module:
+    def load_denoiser(self, dtype: torch.dtype, device: torch.device, on_weight: OnWeight | None = None) -> nn.Module:
         """The U-Net or transformer, in eval mode and without gradients."""
 
     @abstractmethod
@@ -104,8 +102,17 @@ class Architecture(ABC):
         return self.encode_text(encoders, self.tokenize(prompts))
 
     @abstractmethod
-    def encode_image(self, vae: nn.Module, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> [B, C, h, w] as the cache holds it."""
+    def encode_image(
+        self,
+        vae: nn.Module,
+        pixels: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] -> [B, C, h, w] as the cache holds it; one generator, or one for each row."""
+
+    @abstractmethod
+    def vae_id(self) -> str:
+        """What names the VAE's weights: caches made with other weights are stale."""
 
     def scale_latents(self, latents: Tensor) -> Tensor:
         """Latents as cached -> as the denoiser takes them."""
@@ -120,9 +127,7 @@ class Architecture(ABC):
         """[B, C, h, w], [B] -> [B, C, h, w]: the only place that packs, divides t or adds size embeddings."""
 
     @abstractmethod
-    def sample(
-        self, denoiser: nn.Module, cond: Condition, uncond: Condition | None, request: ImageRequest
-    ) -> Tensor:
+    def sample(self, denoiser: nn.Module, cond: Condition, uncond: Condition | None, request: ImageRequest) -> Tensor:
         """Latents [1, C, h, w] of one picture, as `decode_latents` takes them; `request` is complete."""
 
     @abstractmethod
@@ -138,8 +143,12 @@ class Architecture(ABC):
         raise ValueError(f"--blocks_to_swap is not supported for {self.name}")
 
     @abstractmethod
-    def enable_gradient_checkpointing(self, denoiser: nn.Module) -> None:
-        """Recompute the denoiser's blocks in backward."""
+    def enable_gradient_checkpointing(self, denoiser: nn.Module, trained_text_encoders: Sequence[nn.Module]) -> None:
+        """Recompute the blocks of the denoiser, and of the text encoders that are trained, in backward."""
+
+    def network_views(self, text_encoders: Sequence[nn.Module]) -> list[nn.Module]:
+        """The encoders as networks know them: the paths of their modules are the names of LoRA keys."""
+        return list(text_encoders)
 
     @abstractmethod
     def base_model_version(self) -> str:

@@ -17,7 +17,7 @@ import toml
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, parse_flag_from_env
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
@@ -79,6 +79,19 @@ def agreed_seed(seed: int | None) -> int:
     drawn = [random.SystemRandom().randrange(2**32)]
     broadcast_object_list(drawn)
     return drawn[0]
+
+
+def mean_of_ranks(tensor: Tensor) -> None:
+    """Average `tensor` over the ranks, in place; with one rank nothing is touched."""
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.all_reduce(tensor)
+        tensor.div_(distributed.get_world_size())  # not every backend can average by itself
+
+
+def from_first_rank(tensor: Tensor) -> None:
+    """Overwrite `tensor` with rank 0's, in place."""
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.broadcast(tensor, src=0)
 
 
 class HalfGradScaler(GradScaler):

@@ -88,6 +88,11 @@ class FlatParameters:
         device = norms[0].device if norms else torch.device("cpu")
         return torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]) if norms else torch.zeros(1))
 
+    def broadcast(self, from_first: Callable[[Tensor], None]) -> None:
+        """Start every process from the same values: `from_first` overwrites a tensor with the first process's."""
+        for buffer in self._buffers:
+            from_first(buffer.values)
+
     def all_reduce(self, mean: Callable[[Tensor], Tensor | None]) -> None:
         """Average the gradients over the processes: `mean` averages one tensor in place, or returns the average."""
         for grads in self.gradients:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator, Sequence
+import os
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from library.data.items import Batch
 from library.flags.network import NetworkFlags
 from library.flags.optimizer import OptimizerFlags
+from library.flags.output import OutputFlags
 from library.flags.run import MemoryFlags, PrecisionFlags
-from library.train.saving import Writer
-from library.train.state import Models, ParameterGroups
+from library.train.accelerator import save_dtype
+from library.train.metadata import dataset_resolution, file_metadata
+from library.train.saving import Saver, Writer, snapshot
+from library.train.state import ParameterGroups
 from library.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -25,17 +31,21 @@ logger = logging.getLogger(__name__)
 class TrainedNetwork:
     """A network of `--network_module` on the models it was applied to, its own or another project's."""
 
-    def __init__(self, network: Any, models: Models, flags: NetworkFlags) -> None:
+    def __init__(self, network: Any, text_encoder: Any, denoiser: nn.Module, flags: NetworkFlags) -> None:
         self.network = network
         self.flags = flags
-        self.text_encoder = as_the_contract_wants(models.text_encoders)
-        self.denoiser = models.denoiser
+        self.text_encoder = text_encoder
+        self.denoiser = denoiser
         self.trains_text_encoder = not flags.network_train_unet_only
         self.last_norms: dict[str, float] = {}
 
     @contextmanager
     def off(self) -> Iterator[None]:
         """While the context lasts the base model answers."""
+        if hasattr(self.network, "off"):
+            with self.network.off():
+                yield
+            return
         self.network.set_multiplier(0.0)
         try:
             yield
@@ -60,7 +70,15 @@ class TrainedNetwork:
             return
         device = next(iter(self.network.parameters())).device
         scaled, mean, largest = self.network.apply_max_norm_regularization(limit, device)
-        self.last_norms = {"max_norm/keys_scaled": scaled, "max_norm/average_key_norm": mean, "max_norm/max_key_norm": largest}
+        self.last_norms = {
+            "max_norm/keys_scaled": scaled,
+            "max_norm/average_key_norm": mean,
+            "max_norm/max_key_norm": largest,
+        }
+
+    def modules(self) -> list[nn.Module]:
+        """The network itself: networks of others are no part of the models."""
+        return [self.network]
 
     def norms(self) -> dict[str, float]:
         """What the last scaling found, for the log."""
@@ -78,24 +96,32 @@ class NetworkTrainer(Trainer):
         module = network_module(flags)
         self.merge_base_weights(module)
         network = self.create_network(module)
+        encoders = self.encoders_for_networks()
         network.apply_to(
-            as_the_contract_wants(models.text_encoders),
+            encoders,
             models.denoiser,
             not flags.network_train_unet_only,
             not flags.network_train_text_encoder_only,
         )
         if flags.network_weights is not None:
-            logger.info("network weights from %s: %s", flags.network_weights, network.load_weights(flags.network_weights))
+            logger.info(
+                "network weights from %s: %s", flags.network_weights, network.load_weights(flags.network_weights)
+            )
         if flags.scale_weight_norms is not None and not hasattr(network, "apply_max_norm_regularization"):
             raise ValueError(f"--scale_weight_norms is not supported by {flags.network_module}")
         precision = self.settings[PrecisionFlags]
         half = precision.full_fp16 or precision.full_bf16
         network.to(self.device, self.dtype if half else torch.float32)
-        network.prepare_grad_etc(as_the_contract_wants(models.text_encoders), models.denoiser)
+        network.prepare_grad_etc(encoders, models.denoiser)
         if self.settings[MemoryFlags].gradient_checkpointing:
             network.enable_gradient_checkpointing()
         network.train()
-        return TrainedNetwork(network, models, flags)
+        return TrainedNetwork(network, encoders, models.denoiser, flags)
+
+    def encoders_for_networks(self) -> Any:
+        """One text encoder by itself, several as a list: how every network module has always been called."""
+        views = self.arch.network_views(self.models.text_encoders)
+        return views[0] if len(views) == 1 else views
 
     def merge_base_weights(self, module: Any) -> None:
         """Merge `--base_weights` into the frozen models, each with its own strength."""
@@ -104,7 +130,7 @@ class NetworkTrainer(Trainer):
         strengths = flags.base_weights_multiplier or ()
         if len(strengths) > len(files):
             raise ValueError(f"--base_weights_multiplier has {len(strengths)} values for {len(files)} --base_weights")
-        encoders = as_the_contract_wants(models.text_encoders)
+        encoders = self.encoders_for_networks()
         for index, file in enumerate(files):
             strength = strengths[index] if index < len(strengths) else 1.0
             logger.info("merging %s into the base model, times %s", file, strength)
@@ -116,7 +142,7 @@ class NetworkTrainer(Trainer):
     def create_network(self, module: Any) -> Any:
         """A network of the shape the flags or the `--network_weights` file ask for."""
         flags, models = self.settings[NetworkFlags], self.models
-        encoders = as_the_contract_wants(models.text_encoders)
+        encoders = self.encoders_for_networks()
         arguments = network_arguments(flags)
         if flags.dim_from_weights:
             network, _ = module.create_network_from_weights(
@@ -158,6 +184,36 @@ class NetworkTrainer(Trainer):
             )
         return ParameterGroups(groups, list(names) if names else [f"group{i}" for i in range(len(groups))])
 
+    def write_checkpoint(self, step: int, epoch: int) -> Writer:
+        """The network's file as of now, with what its metadata says about this moment."""
+        network = self.trained.network
+        dtype = save_dtype(self.settings[OutputFlags].save_precision)
+
+        def metadata() -> dict[str, str]:
+            resolution = dataset_resolution(self.metadata)
+            return file_metadata(
+                self.settings, self.arch, self.metadata, self.hashes, step=step, epoch=epoch, resolution=resolution
+            )
+
+        if not hasattr(network, "write_weights"):
+            return written_at_once(network, self.saver, dtype, metadata())
+        tensors = snapshot(network.state_dict_for_saving(), dtype)
+        return lambda path: network.write_weights(tensors, path, metadata())
+
+
+def written_at_once(network: Any, saver: Saver, dtype: torch.dtype | None, metadata: dict[str, str]) -> Writer:
+    """A network of others reads its own parameters when it writes: it does so now, and the file is moved later."""
+    saver.directory.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".saving-", dir=saver.directory))
+    file = folder / saver.path("network").name
+    network.save_weights(str(file), dtype, metadata)
+
+    def move(path: Path) -> None:
+        os.replace(file, path)
+        folder.rmdir()
+
+    return move
+
 
 def network_module(flags: NetworkFlags) -> Any:
     """The module that `--network_module` names."""
@@ -166,15 +222,12 @@ def network_module(flags: NetworkFlags) -> Any:
         return importlib.import_module(flags.network_module)
     except ModuleNotFoundError as error:
         package = flags.network_module.split(".")[0]
-        hint = "pip install lycoris-lora" if package == "lycoris" else "is the name right? networks.lora is the usual one"
+        hint = (
+            "pip install lycoris-lora" if package == "lycoris" else "is the name right? networks.lora is the usual one"
+        )
         raise ValueError(f"--network_module {flags.network_module}: {error}; {hint}") from error
 
 
 def network_arguments(flags: NetworkFlags) -> dict[str, Any]:
     """`--network_args` as the keywords of the network's constructor; values stay text."""
     return dict(pair.split("=", 1) for pair in flags.network_args or ())
-
-
-def as_the_contract_wants(encoders: Sequence[nn.Module]) -> Any:
-    """One text encoder by itself, several as a list: how every network module has always been called."""
-    return encoders[0] if len(encoders) == 1 else list(encoders)

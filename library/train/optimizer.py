@@ -150,7 +150,8 @@ def choose_optimizer(flags: OptimizerFlags) -> OptimizerChoice:
     check_arguments(optimizer_class, arguments, "--optimizer_args", reserved={"params", "lr"})
     rate: float | None = flags.learning_rate
     if path == OPTIMIZERS["Adafactor"]:
-        arguments = adafactor_arguments(arguments, flags.max_grad_norm)
+        # relative_step is on unless switched off, and warmup_init cannot do without it.
+        arguments["relative_step"] = bool(arguments.get("relative_step", True) or arguments.get("warmup_init"))
         rate = None if arguments["relative_step"] else rate
     return OptimizerChoice(optimizer_class, path, rate, arguments)
 
@@ -162,12 +163,13 @@ def make_optimizer(flags: OptimizerFlags, groups: list[dict[str, Any]]) -> Optim
     cannot serve.
     """
     choice = choose_optimizer(flags)
-    if choice.sets_its_own_rate:
+    if choice.path == OPTIMIZERS["Adafactor"]:
+        warn_of_adafactor(flags, choice)
+    if choice.learning_rate is None:
         groups = [{key: value for key, value in group.items() if key != "lr"} for group in groups]
-        logger.info("Adafactor sets its own learning rate (relative_step); the rates given are not used")
     else:
-        groups = [dict(group) for group in groups]
-        check_rates(choice, [float(group.get("lr", choice.learning_rate)) for group in groups])
+        groups = [{"lr": choice.learning_rate} | group for group in groups]
+        check_rates(choice, [float(group["lr"]) for group in groups])
     arguments = dict(choice.arguments)
     if prefers_fused(choice, groups):
         arguments["fused"] = True
@@ -276,18 +278,18 @@ def check_arguments(
             raise ValueError(f"{flag}: {target.__name__} has no argument {name}; {hint}It takes {', '.join(known)}")
 
 
-def adafactor_arguments(arguments: dict[str, Any], max_grad_norm: float) -> dict[str, Any]:
-    """`arguments` with relative_step decided: on unless switched off, and always on with warmup_init."""
-    relative = arguments.get("relative_step", True)
-    if arguments.get("warmup_init") and not relative:
-        logger.warning("Adafactor: warmup_init needs relative_step, which is switched on")
-        relative = True
-    if not relative:
-        if max_grad_norm != 0.0:
-            logger.warning("Adafactor clips by itself: --max_grad_norm 0 is advised, it is %s", max_grad_norm)
-        if arguments.get("clip_threshold", 1.0) != 1.0:
-            logger.warning("Adafactor: clip_threshold=1.0 is advised, it is %s", arguments["clip_threshold"])
-    return arguments | {"relative_step": relative}
+def warn_of_adafactor(flags: OptimizerFlags, choice: OptimizerChoice) -> None:
+    """Say what Adafactor makes of settings that do not go well with it."""
+    given = parse_arguments(flags.optimizer_args, "--optimizer_args")
+    if choice.sets_its_own_rate:
+        if given.get("relative_step") is False:
+            logger.warning("Adafactor: warmup_init needs relative_step, which is switched on")
+        logger.info("Adafactor sets its own learning rate (relative_step); the rates given are not used")
+        return
+    if flags.max_grad_norm != 0.0:
+        logger.warning("Adafactor clips by itself: --max_grad_norm 0 is advised, it is %s", flags.max_grad_norm)
+    if given.get("clip_threshold", 1.0) != 1.0:
+        logger.warning("Adafactor: clip_threshold=1.0 is advised, it is %s", given["clip_threshold"])
 
 
 def check_rates(choice: OptimizerChoice, rates: Sequence[float]) -> None:

@@ -42,7 +42,7 @@ def log_plan(plan: Plan, data: TrainingSet, accelerator: Accelerator) -> None:
         "num reg images": data.num_reg_images,
         "num batches per epoch": plan.batches_per_epoch,
         "num epochs": plan.epochs,
-        "batch size per device": ", ".join(str(dataset.batch_size) for dataset in data.datasets),
+        "batch size per device": ", ".join(str(dataset.settings.batch_size) for dataset in data.datasets),
         "gradient accumulation steps": plan.accumulation,
         "number of processes": accelerator.num_processes,
         "total optimization steps": plan.steps,

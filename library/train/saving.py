@@ -131,8 +131,13 @@ def snapshot(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[s
 
 
 def _write(write: Writer, path: Path, old: Path | None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+    except Exception as error:
+        # Said at once: when training itself fails before the next save, nobody asks for the result any more.
+        logger.error("%s could not be saved: %s", path, error)
+        raise
     if old is not None and old != path and old.exists():
         logger.info("removing old checkpoint: %s", old)
         old.unlink()

@@ -109,6 +109,8 @@ def make_scheduler(flags: SchedulerFlags, optimizer: Optimizer, max_train_steps:
     relative = any(group.get("relative_step") for group in optimizer.param_groups)
     if relative or flags.lr_scheduler.startswith("adafactor"):
         return _adafactor_schedule(flags, optimizer, relative)
+    if kind == "Adafactor" and (flags.lr_scheduler_type or flags.lr_scheduler != "constant_with_warmup"):
+        logger.warning("--lr_scheduler constant_with_warmup is advised for Adafactor with a given learning rate")
     arguments = parse_arguments(flags.lr_scheduler_args, "--lr_scheduler_args")
     if flags.lr_scheduler_type:
         return _custom_schedule(flags, optimizer, arguments)

@@ -53,6 +53,10 @@ class Trained(Protocol):
         """Called after each optimizer step."""
         ...
 
+    def modules(self) -> list[nn.Module]:
+        """What is trained beside the models, so that previews can put it into eval mode."""
+        ...
+
     def norms(self) -> dict[str, float]:
         """What the log says about the size of the weights."""
         ...

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import ClassVar
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import Tensor
 
 from library.data.caching import cache_latents
 from library.data.config import read_dataset_config
@@ -24,14 +23,22 @@ from library.flags.console import set_up_logging
 from library.flags.dataset import CacheFlags, CaptionFlags, DatasetFlags
 from library.flags.model import ModelFlags
 from library.flags.monitor import PreviewFlags
+from library.flags.objective import LossFlags
 from library.flags.optimizer import OptimizerFlags, SchedulerFlags
 from library.flags.output import LoggingFlags, OutputFlags
 from library.flags.run import MemoryFlags, PrecisionFlags, StepFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
-from library.train.accelerator import agreed_seed, make_accelerator, start_trackers, weight_dtype
+from library.train.accelerator import (
+    agreed_seed,
+    from_first_rank,
+    make_accelerator,
+    mean_of_ranks,
+    start_trackers,
+    weight_dtype,
+)
 from library.train.flat_parameters import FlatParameters
-from library.train.metadata import RunFacts, training_metadata
+from library.train.metadata import RunFacts, start_hashing, training_metadata
 from library.train.optimizer import evaluating, is_elementwise, make_optimizer
 from library.train.preview import Previews
 from library.train.progress import Progress
@@ -40,6 +47,7 @@ from library.train.saving import Saver, Writer
 from library.train.scheduler import make_scheduler
 from library.train.state import Models, ParameterGroups, Plan, Trained, TrainState
 from library.train.step import step_loss, step_seed
+from library.train.vae_on_demand import VaeOnDemand
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +108,12 @@ class Trainer(ABC):
         """Images, captions and the order they come in; with them the length of the run is known."""
         dataset, captions = self.settings[DatasetFlags], self.settings[CaptionFlags]
         config = read_dataset_config(dataset, captions, bucket_multiple=self.arch.bucket_multiple)
-        self.data = load_training_set(config, self.settings)
+        self.data = load_training_set(
+            config,
+            allow_uncaptioned=dataset.allow_uncaptioned,
+            skip_corrupt=dataset.skip_corrupt,
+            prior_loss_weight=self.settings[LossFlags].prior_loss_weight,
+        )
         steps = self.settings[StepFlags]
         self.plan = Plan.of(
             batches_per_epoch=math.ceil(self.data.num_batches / self.accelerator.num_processes),
@@ -110,38 +123,26 @@ class Trainer(ABC):
         )
 
     def load_models(self) -> None:
-        """The frozen models; the VAE stays only if it is needed after the latents are cached."""
+        """The frozen models; the VAE is dropped once nothing needs it any more."""
+        self.hashes = start_hashing(self.settings[ModelFlags]) if self.accelerator.is_main_process else {}
         vae_dtype = torch.float32 if self.settings[PrecisionFlags].no_half_vae else self.dtype
-        cached = self.settings[CacheFlags].cache_latents
-        vae = None
-        if not cached or self.previews.wanted:
-            vae = self.arch.load_vae(vae_dtype, self.device)
-        if cached:
-            vae = self.fill_latent_cache(vae, vae_dtype)
+        vae = VaeOnDemand(self.arch, vae_dtype, self.device)
+        if self.settings[CacheFlags].cache_latents:
+            self.fill_latent_cache(vae)
         encoders = self.arch.load_text_encoders(self.dtype, self.device)
         denoiser = self.arch.load_denoiser(self.dtype, self.device)
-        self.models = Models(encoders, denoiser, vae)
+        self.models = Models(encoders, denoiser)
+        if not self.data.latents_cached:
+            self.models.vae = vae.get()
+        elif self.previews.wanted:
+            self.models.vae = vae.get().to("cpu")  # previews bring it back for each picture
 
-    def fill_latent_cache(self, vae: nn.Module | None, vae_dtype: torch.dtype) -> nn.Module | None:
+    def fill_latent_cache(self, vae: VaeOnDemand) -> None:
         """Encode what no valid cache holds; a run whose caches are complete never loads the VAE for it."""
         flags = self.settings[CacheFlags]
-        holder = [vae]
-
-        def encode(pixels: Tensor, seeds: Sequence[int]) -> Tensor:
-            if holder[0] is None:
-                holder[0] = self.arch.load_vae(vae_dtype, self.device)
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            pixels = pixels.to(self.device, vae_dtype)
-            with torch.no_grad():
-                rows = [
-                    self.arch.encode_image(holder[0], row[None], generator)
-                    for row, generator in zip(pixels, generators, strict=True)
-                ]
-            return torch.cat(rows)
-
         cache_latents(
             self.data,
-            encode,
+            vae.encode,
             self.arch.latents,
             vae_id=self.arch.vae_id(),
             batch_size=flags.vae_batch_size,
@@ -151,24 +152,41 @@ class Trainer(ABC):
             skip_cache_check=flags.skip_cache_check,
         )
         self.accelerator.wait_for_everyone()
-        return holder[0] if self.previews.wanted else None
 
     def prepare(self) -> None:
         """Optimizer, schedule, loader, log and the metadata of the files to come."""
         if self.settings[MemoryFlags].gradient_checkpointing:
-            self.arch.enable_gradient_checkpointing(self.models.denoiser)
+            trained_encoders = self.models.text_encoders if self.trained.trains_text_encoder else []
+            self.arch.enable_gradient_checkpointing(self.models.denoiser, trained_encoders)
         groups = self.parameter_groups()
         log_rates(groups)
         optimizer = self.settings[OptimizerFlags]
         self.flat = FlatParameters(groups.groups)
-        self.flat.broadcast()
-        self.optimizer = make_optimizer(optimizer, self.flat.optimizer_groups(is_elementwise(optimizer)))
-        self.optimizer = self.accelerator.prepare_optimizer(self.optimizer)
+        self.flat.broadcast(from_first_rank)
+        inner = make_optimizer(optimizer, self.flat.optimizer_groups(is_elementwise(optimizer)))
+        self.optimizer: AcceleratedOptimizer = self.accelerator.prepare_optimizer(inner)
         self.scheduler = make_scheduler(self.settings[SchedulerFlags], self.optimizer, self.plan.steps)
-        self.loader = self.make_loader()
+        self.loader = make_loader(
+            self.data,
+            seed=self.seed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            workers=self.settings[DatasetFlags].max_data_loader_n_workers,
+            persistent=self.settings[DatasetFlags].persistent_data_loader_workers,
+            total_steps=self.plan.steps,
+            accumulation=self.plan.accumulation,
+            pin_memory=self.device.type == "cuda",
+        )
         self.progress = Progress(self.plan, groups.names, self.accelerator, self.settings)
         self.saver = Saver(self.settings[OutputFlags], self.plan.epochs, self.accelerator.is_main_process)
-        self.metadata = self.make_metadata()
+        facts = RunFacts(
+            seed=self.seed,
+            num_batches_per_epoch=self.plan.batches_per_epoch,
+            num_epochs=self.plan.epochs,
+            max_train_steps=self.plan.steps,
+            num_processes=self.accelerator.num_processes,
+        )
+        self.metadata = training_metadata(self.settings, self.arch, dataset_metadata(self.data), facts)
         start_trackers(self.accelerator, self.settings)
         log_plan(self.plan, self.data, self.accelerator)
 
@@ -209,7 +227,7 @@ class Trainer(ABC):
 
     def update(self) -> None:
         """One optimizer step on the mean gradient of all ranks."""
-        self.flat.average()
+        self.flat.all_reduce(mean_of_ranks)
         max_norm = self.settings[OptimizerFlags].max_grad_norm
         if self.optimizer.scaler is not None:
             self.accelerator.unscale_gradients(self.optimizer)
@@ -227,7 +245,7 @@ class Trainer(ABC):
         self.progress.finish_update(state.step, self.optimizer, self.trained.norms())
         with evaluating(self.optimizer):
             if self.previews.due_at_step(state.step):
-                self.previews.make(self.models, self.accelerator, step=state.step, epoch=None)
+                self.previews.make(self.models, self.accelerator, state.step, trained=self.trained.modules())
             if self.saver.due_at_step(state.step):
                 self.saver.save_step(self.write_checkpoint(state.step, state.epoch - 1), state.step)
 
@@ -239,7 +257,9 @@ class Trainer(ABC):
             if self.saver.due_at_epoch(state.epoch):
                 self.saver.save_epoch(self.write_checkpoint(state.step, state.epoch), state.epoch)
             if self.previews.due_at_epoch(state.epoch):
-                self.previews.make(self.models, self.accelerator, step=state.step, epoch=state.epoch)
+                self.previews.make(
+                    self.models, self.accelerator, state.step, state.epoch, trained=self.trained.modules()
+                )
 
     def finish(self) -> None:
         """The last file, and every thread joined."""

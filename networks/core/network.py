@@ -103,7 +103,8 @@ class LoraNetwork(nn.Module):
     def set_multiplier(self, multiplier: float | Tensor) -> None:
         """The strength of all adapters, or one for each sample of the batches to come, [B]."""
         if isinstance(multiplier, Tensor):
-            self.strength.multiplier, self.strength.rows = 1.0, multiplier
+            device = next((parameter.device for parameter in self.parameters()), multiplier.device)
+            self.strength.multiplier, self.strength.rows = 1.0, multiplier.to(device, non_blocking=True)
         else:
             self.strength.multiplier, self.strength.rows = float(multiplier), None
 
@@ -218,10 +219,16 @@ class LoraNetwork(nn.Module):
         self, file: str | os.PathLike[str], dtype: torch.dtype | None, metadata: Mapping[str, str] | None
     ) -> None:
         """Write the adapters; `.safetensors` with metadata and hashes, `.ckpt` and `.pt` without."""
-        tensors = self.state_dict_for_saving(dtype)
+        self.write_weights(self.state_dict_for_saving(dtype), file, metadata)
+
+    @staticmethod
+    def write_weights(
+        tensors: Mapping[str, Tensor], file: str | os.PathLike[str], metadata: Mapping[str, str] | None
+    ) -> None:
+        """Write what `state_dict_for_saving` gave, perhaps in another thread while training goes on."""
         if Path(file).suffix.lower() in PICKLE_SUFFIXES:
             with replacing(file) as temporary:
-                torch.save(tensors, temporary)
+                torch.save(dict(tensors), temporary)
             return
         metadata = dict(metadata or {})
         model_hash, legacy_hash = precalculate_safetensors_hashes(tensors, metadata)

@@ -179,6 +179,10 @@ class StableDiffusion(Architecture):
         for block in blocks:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
+    def network_views(self, text_encoders: Sequence[nn.Module]) -> list[nn.Module]:
+        """Each encoder under the name `text_model`, which published LoRA keys hold and transformers 5 has dropped."""
+        return [nn.ModuleDict({"text_model": encoder}) for encoder in text_encoders]
+
     def base_model_version(self) -> str:
         """One of sd_v1, sd_v1_v, sd_v2, sd_v2_v."""
         return ("sd_v2" if self.model.v2 else "sd_v1") + ("_v" if self.model.v_parameterization else "")
