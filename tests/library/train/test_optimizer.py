@@ -144,14 +144,14 @@ def test_adafactor_sets_its_own_rate_unless_told_otherwise() -> None:
 
 
 def test_adafactor_warmup_needs_and_switches_on_its_own_rate(caplog: pytest.LogCaptureFixture) -> None:
-    choice = choose_optimizer(flags("Adafactor", "relative_step=False", "warmup_init=True"))
-    assert choice.arguments["relative_step"] is True
-    assert choice.sets_its_own_rate
+    optimizer = make_optimizer(flags("Adafactor", "relative_step=False", "warmup_init=True"), one_group())
+    assert optimizer.param_groups[0]["relative_step"] is True
+    assert optimizer.param_groups[0]["lr"] is None
     assert "warmup_init needs relative_step" in caplog.text
 
 
 def test_adafactor_with_a_given_rate_warns_of_clipping_twice(caplog: pytest.LogCaptureFixture) -> None:
-    choose_optimizer(flags("Adafactor", "relative_step=False", "clip_threshold=2.0", max_grad_norm=1.0))
+    make_optimizer(flags("Adafactor", "relative_step=False", "clip_threshold=2.0", max_grad_norm=1.0), one_group())
     assert "--max_grad_norm 0 is advised, it is 1.0" in caplog.text
     assert "clip_threshold=1.0 is advised, it is 2.0" in caplog.text
 

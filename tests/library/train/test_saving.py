@@ -135,7 +135,9 @@ def test_a_failed_save_is_raised_by_the_next_and_its_predecessor_stays(tmp_path:
     saver.join()
 
 
-def test_a_failed_last_save_is_raised_at_the_end(tmp_path: Path) -> None:
+def test_a_failed_last_save_is_said_at_once_and_raised_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     saver = Saver(OutputFlags(output_dir=str(tmp_path)), 1, is_main_process=True)
 
     def broken(path: Path) -> None:
@@ -144,6 +146,7 @@ def test_a_failed_last_save_is_raised_at_the_end(tmp_path: Path) -> None:
     saver.save_last(broken)
     with pytest.raises(ValueError, match="cannot be written"):
         saver.join()
+    assert f"{tmp_path / 'last.safetensors'} could not be saved: cannot be written" in caplog.text
 
 
 def test_saves_are_written_in_the_order_they_were_asked_for(tmp_path: Path) -> None:

@@ -144,3 +144,32 @@ def test_adafactor_with_its_own_rate_replaces_the_schedule_that_was_asked_for() 
     assert schedule_flags(asked, choice, 1e-4).lr_scheduler == "adafactor:0.0001"
     fixed = choose_optimizer(OptimizerFlags(optimizer_type="Adafactor", optimizer_args=("relative_step=False",)))
     assert schedule_flags(asked, fixed, 1e-4) == asked
+
+
+def test_adafactor_with_a_given_rate_is_advised_a_schedule(caplog: pytest.LogCaptureFixture) -> None:
+    fixed = OptimizerFlags(optimizer_type="Adafactor", optimizer_args=("relative_step=False",), learning_rate=1e-3)
+    assert rates(SchedulerFlags(lr_scheduler="linear"), fixed, 2, 2) == [1e-3, 5e-4]
+    assert "constant_with_warmup is advised" in caplog.text
+    caplog.clear()
+    rates(SchedulerFlags(lr_scheduler="constant_with_warmup", lr_warmup_steps=1), fixed, 2, 1)
+    assert "is advised for Adafactor" not in caplog.text
+
+
+def test_the_optimizer_inside_the_wrapper_of_accelerate_counts() -> None:
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer = optimizer
+            self.param_groups = optimizer.param_groups
+            self.defaults = optimizer.defaults
+            self.state = optimizer.state
+
+    groups = [{"params": [nn.Parameter(torch.zeros(2, 2))]}]
+    free = make_optimizer(OptimizerFlags(optimizer_type="AdamWScheduleFree"), groups)
+    assert type(make_scheduler(SchedulerFlags(), Wrapper(free), 4)).__name__ == "NoSchedule"
+    own = make_optimizer(OptimizerFlags(optimizer_type="Adafactor"), groups)
+    scheduler = make_scheduler(SchedulerFlags(lr_scheduler="adafactor:0.5"), Wrapper(own), 4)
+    assert scheduler.get_last_lr() == [0.5]
+    groups[0]["params"][0].grad = torch.ones(2, 2)
+    own.step()
+    scheduler.step()
+    assert scheduler.get_last_lr() == [pytest.approx(1e-5)]
