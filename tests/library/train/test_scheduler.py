@@ -50,10 +50,17 @@ def test_every_recorded_schedule_of_one_process_is_followed(case: dict[str, Any]
     assert rates(flags, optimizer, total, len(case["lr"])) == pytest.approx(case["lr"], abs=1e-8)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if "lr" in c and c["num_processes"] == 2], ids=case_name)
+# A warm-up of steps is left out where it has an effect: it was recorded half as long with two processes.
+TWO_PROCESSES = [
+    case
+    for case in CASES
+    if case["num_processes"] == 2
+    and ("lr_warmup_steps" not in case["settings"] or "optimizer_type" in case["settings"])
+]
+
+
+@pytest.mark.parametrize("case", TWO_PROCESSES, ids=case_name)
 def test_two_processes_see_the_same_rates_as_one(case: dict[str, Any]) -> None:
-    if "lr_warmup_steps" in case["settings"] and "optimizer_type" not in case["settings"]:
-        pytest.skip("recorded with a warm-up half as long")
     flags, optimizer, total = settings_of(case)
     every_second = case["lr"][::2]
     assert rates(flags, optimizer, total, total) == pytest.approx(every_second, abs=1e-8)
