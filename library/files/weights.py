@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pickle
+import re
 import struct
 import zipfile
 from abc import ABC, abstractmethod
@@ -132,7 +133,7 @@ def fill_module(
         ValueError: keys are missing or left over, or a shape is wrong; names the file and the first few keys.
     """
     wanted = module.state_dict()
-    _check_sources(wanted, sources)
+    check_sources(wanted, sources)
     owners = dict(module.named_modules())
     for name, placeholder in wanted.items():
         value = sources[name].read().reshape(placeholder.shape)
@@ -146,14 +147,8 @@ def fill_module(
             _put(owners, name, tensor.to(device))
 
 
-def describe_keys(keys: Iterable[str], limit: int = 5) -> str:
-    """The first few of `keys`, for a message."""
-    names = sorted(keys)
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
-
-
-def _check_sources(wanted: Mapping[str, Tensor], sources: Mapping[str, Source]) -> None:
+def check_sources(wanted: Mapping[str, Tensor], sources: Mapping[str, Source]) -> None:
+    """Raise ValueError unless `sources` are exactly what a module with the state dict `wanted` needs."""
     files = ", ".join(sorted({str(source.file.path) for source in sources.values()})) or "the file"
     missing = [name for name in wanted if name not in sources]
     if missing:
@@ -168,6 +163,13 @@ def _check_sources(wanted: Mapping[str, Tensor], sources: Mapping[str, Source]) 
             wrong.append(f"{sources[name].key} has shape {list(found)}, expected {list(expected)}")
     if wrong:
         raise ValueError(f"{files}: {len(wrong)} weights have the wrong shape: {describe_keys(wrong, 3)}")
+
+
+def describe_keys(keys: Iterable[str], limit: int = 5) -> str:
+    """The first few of `keys`, for a message."""
+    names = sorted(keys)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
 
 
 def _without_kernel(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -328,7 +330,7 @@ def _unpickle(path: Path, mapped: bool) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        if "GLOBAL" not in str(error) and "global" not in str(error):
+        if not re.search("unsupported global|trying to call|can only build", str(error), re.IGNORECASE):
             raise ValueError(f"{path} is not a file of weights, or is cut short ({_first_line(error)})") from error
         raise ValueError(
             f"{path} holds pickled code besides weights, which could do anything and is not run. If you trust it, "

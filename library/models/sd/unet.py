@@ -46,7 +46,7 @@ class UNet(nn.Module):
         self.shape = shape
         levels = range(len(shape.widths))
         self.conv_in = nn.Conv2d(shape.in_channels, shape.widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(shape.widths[0], shape.time_dim)
+        self.time_embedding = TimeEmbedding(shape.widths[0], shape.time_dim)
         self.down_blocks = nn.ModuleList(DownBlock(shape, level) for level in levels)
         self.up_blocks = nn.ModuleList(UpBlock(shape, level) for level in reversed(levels))
         self.mid_block = MidBlock(shape)
@@ -83,8 +83,11 @@ class UNet(nn.Module):
         return out
 
 
-class TimestepEmbedding(nn.Module):
-    """Two linear layers over the sinusoids of the time: [B, C] -> [B, time_dim]."""
+class TimeEmbedding(nn.Module):
+    """Two linear layers over the sinusoids of the time: [B, C] -> [B, time_dim].
+
+    Not called as in diffusers: LyCORIS chooses layers by class and by path, and would choose these twice.
+    """
 
     def __init__(self, channels: int, time_dim: int) -> None:
         super().__init__()

@@ -175,5 +175,8 @@ def _config(sources: Mapping[str, Source], activation: str, published: Mapping[s
         num_attention_heads=published.get("num_attention_heads", max(1, width // HEAD_DIM)),
         max_position_embeddings=sources[anchors[1]].shape[0],
         hidden_act=published.get("hidden_act", activation),
+        # The last two of every published vocabulary; nothing here reads them.
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
         attn_implementation="sdpa",
     )
