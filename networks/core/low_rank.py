@@ -41,9 +41,15 @@ def low_rank_linear(
 def low_rank_onto(
     y: Tensor, x: Tensor, down: Tensor, up: Tensor, factor: float, rank_scale: Tensor | None = None
 ) -> Tensor:
-    """Add an adapter to `y` [..., O], the answer of a linear layer that does its own arithmetic, in place."""
-    if y._is_view():
-        y = y.clone()
+    """`y` [..., O], the answer of a linear layer that does its own arithmetic, plus the adapter's part.
+
+    The sum takes the memory of `y`, unseen by autograd: the layer's own backward must not look at its answer, which
+    that of a linear layer never does.
+    """
+    if torch.compiler.is_compiling():
+        h = F.linear(x.to(y.dtype), down.to(y.dtype))
+        h = h if rank_scale is None else h * rank_scale
+        return y + F.linear(h * factor, up.to(y.dtype))
     return _LowRankOnto.apply(y, x, down, up, factor, rank_scale)
 
 
@@ -96,7 +102,8 @@ class _LowRankLinear(torch.autograd.Function):
         y.view(-1, y.shape[-1]).addmm_(h, up.t(), alpha=factor)
         ctx.save_for_backward(rows, weight, down, up, h, rank_scale)
         ctx.factor = factor
-        return y
+        # F.linear answers with a view of its rows, which nobody could change in place after this; .data is no view.
+        return y.data
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -129,8 +136,8 @@ class _LowRankOnto(torch.autograd.Function):
         down, up = down.to(y.dtype), up.to(y.dtype)
         rows = x.view(-1, x.shape[-1])
         h = _scaled_rows(F.linear(rows, down), x, rank_scale)
+        y = y.data if y.is_contiguous() else y.contiguous()
         y.view(-1, y.shape[-1]).addmm_(h, up.t(), alpha=factor)
-        ctx.mark_dirty(y)
         ctx.save_for_backward(rows, down, up, h, rank_scale)
         ctx.factor = factor
         return y
@@ -240,10 +247,13 @@ def _is_pointwise(down: Tensor, geometry: Geometry) -> bool:
 
 def _mix(matrix: Tensor, x: Tensor) -> Tensor:
     """A 1x1 convolution: matrix [O, C], x [B, C, H, W] -> [B, O, H, W]."""
-    if not x.is_contiguous():
-        return F.conv2d(x, matrix[:, :, None, None])
     batch, _, height, width = x.shape
-    return torch.bmm(matrix.expand(batch, -1, -1), x.flatten(2)).view(batch, -1, height, width)
+    if x.is_contiguous():
+        return torch.bmm(matrix.expand(batch, -1, -1), x.flatten(2)).view(batch, -1, height, width)
+    if x.is_contiguous(memory_format=torch.channels_last):
+        pixels = x.permute(0, 2, 3, 1)
+        return pixels.view(-1, pixels.shape[3]).mm(matrix.t()).view(batch, height, width, -1).permute(0, 3, 1, 2)
+    return F.conv2d(x, matrix[:, :, None, None])
 
 
 def _mix_onto(y: Tensor, matrix: Tensor, h: Tensor, factor: float) -> None:
