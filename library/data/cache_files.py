@@ -22,8 +22,9 @@ VERSION = 1
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
-MARKS = ("fingerprint", "image_hash", "image_stat")
-"""Arrays that say what a file was made from: two texts, and bytes and mtime in nanoseconds of the image."""
+MARK = "fingerprint"
+"""The array that says what a file was made from, one text of four words: the recipe's fingerprint, then digest,
+size and modification time (ns) of the image, so that an image nobody touched is not read again."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,13 @@ def check_latents(file: Path, item: ImageItem, fmt: LatentFormat, recipe: Recipe
             names = set(arrays.files)
             if f"latents{end}" not in names or (flipped and f"latents_flipped{end}" not in names):
                 return Verdict.STALE
-            if f"fingerprint{end}" not in names:
+            if MARK + end not in names:
                 return Verdict.UNMARKED if arrays[f"latents{end}"].shape == _shape(item, fmt) else Verdict.STALE
-            digest = str(arrays[f"image_hash{end}"])
-            size, mtime_ns = (int(value) for value in arrays[f"image_stat{end}"])
-            fingerprint = str(arrays[f"fingerprint{end}"])
+            fingerprint, digest, size, mtime_ns = str(arrays[MARK + end]).split()
     except UNREADABLE:
         return Verdict.STALE
     stat = item.path.stat()
-    if (stat.st_size, stat.st_mtime_ns) == (size, mtime_ns):
+    if (str(stat.st_size), str(stat.st_mtime_ns)) == (size, mtime_ns):
         return Verdict.GOOD if fingerprint == recipe.fingerprint(digest) else Verdict.STALE
     same = fingerprint == recipe.fingerprint(image_state(item.path).digest)
     return Verdict.TOUCHED if same else Verdict.STALE
@@ -113,8 +112,8 @@ def check_latents(file: Path, item: ImageItem, fmt: LatentFormat, recipe: Recipe
 def mark_latents(file: Path, item: ImageItem, fmt: LatentFormat, recipe: Recipe) -> None:
     """Write into the cache file in use that it was made from the image as it is now."""
     end = array_suffix(item, fmt)
-    marks = _marks(image_state(item.path), recipe, end)
-    _rewrite(file_in_use(file, item, fmt), marks, keeps=lambda name: name not in marks)
+    mark = _mark(image_state(item.path), recipe)
+    _rewrite(file_in_use(file, item, fmt), {MARK + end: mark}, keeps=lambda name: name != MARK + end)
 
 
 def write_latents(
@@ -132,7 +131,7 @@ def write_latents(
         f"latents{end}": latents.float().numpy(),
         f"original_size{end}": np.array(item.size),
         f"crop_ltrb{end}": np.array(crop_condition(item.size, item.bucket), dtype=np.float64),
-        **_marks(state, recipe, end),
+        MARK + end: _mark(state, recipe),
     }
     if flipped is not None:
         arrays[f"latents_flipped{end}"] = flipped.float().numpy()
@@ -157,13 +156,8 @@ def _shape(item: ImageItem, fmt: LatentFormat) -> tuple[int, int, int]:
     return fmt.channels, item.bucket[1] // fmt.stride, item.bucket[0] // fmt.stride
 
 
-def _marks(state: ImageState, recipe: Recipe, end: str) -> dict[str, np.ndarray]:
-    values = (
-        np.array(recipe.fingerprint(state.digest)),
-        np.array(state.digest),
-        np.array([state.size, state.mtime_ns], dtype=np.int64),
-    )
-    return {name + end: value for name, value in zip(MARKS, values, strict=True)}
+def _mark(state: ImageState, recipe: Recipe) -> np.ndarray:
+    return np.array(f"{recipe.fingerprint(state.digest)} {state.digest} {state.size} {state.mtime_ns}")
 
 
 def _rewrite(path: Path, arrays: dict[str, np.ndarray], keeps: Callable[[str], bool]) -> None:

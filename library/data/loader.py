@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import cv2
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from library.data.dataset import TrainingSet
@@ -125,6 +126,8 @@ class Loader:
                 persistent_workers=self.persistent,
                 pin_memory=self.pin_memory,
                 worker_init_fn=_start_worker,
+                # Without one of its own it would draw from the generator that the training step uses.
+                generator=torch.Generator(),
             )
         for answer in self._processes:
             if isinstance(answer, Failure):

@@ -95,11 +95,11 @@ def _scan_folder(number: int, subset: SubsetSettings, findings: _Findings, skip_
     if unread:
         logger.warning("%s: %d files are not used, such as %s", subset.image_dir, len(unread), unread[0])
     _measure(images, findings, skip_corrupt)
-    extension = _extension(subset, names)
+    extension, present = _extension(subset, names), set(names)
     items = []
     for path in images:
         if path in findings.sizes:
-            caption = _caption(path, extension, set(names), subset, findings)
+            caption = _caption(path, extension, present, subset, findings)
             items.append(ImageItem(path, caption, subset.num_repeats, subset.is_reg, number, findings.sizes[path]))
     return items
 

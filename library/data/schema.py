@@ -186,6 +186,9 @@ def _describe(error: Any) -> str:
         return f"{place}: unknown key {key} = {value}; {_advice(str(key), known)}"
     if error["type"] == "missing":
         return f"{place}: {key} is missing; write [[datasets]] and under it [[datasets.subsets]] with image_dir"
+    if error["type"] == "list_type" and key in ("datasets", "subsets"):
+        name = "datasets" if key == "datasets" else "datasets.subsets"
+        return f"{place}: write [[{name}]] in double brackets, since there may be several"
     expected = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if isinstance(key, int):
         place, key = _place(table[:-1])[0], table[-1]

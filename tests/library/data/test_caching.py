@@ -64,7 +64,7 @@ def test_the_file_has_the_published_name_and_arrays(training_set: Load, folder: 
         assert arrays["latents_flipped"].shape == (4, 6, 10)
         assert arrays["original_size"].tolist() == [96, 64]
         assert arrays["crop_ltrb"].tolist() == [4, 0, 76, 48]
-        assert {"fingerprint", "image_hash", "image_stat"} <= set(arrays.files)
+        assert len(str(arrays["fingerprint"]).split()) == 4
 
 
 def test_one_file_holds_several_sizes_where_the_format_says_so(training_set: Load, folder: Path) -> None:

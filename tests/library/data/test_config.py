@@ -132,6 +132,18 @@ def test_a_dataset_without_subsets_is_named(tmp_path: Path) -> None:
     assert "[[datasets]] 1: subsets is missing" in complaint(tmp_path, "[[datasets]]\nresolution = 64")
 
 
+def test_single_brackets_are_explained(tmp_path: Path) -> None:
+    assert "write [[datasets]] in double brackets" in complaint(tmp_path, "[datasets]\nresolution = 64")
+    assert "write [[datasets.subsets]] in double brackets" in complaint(
+        tmp_path, '[[datasets]]\n[datasets.subsets]\nimage_dir = "a"'
+    )
+
+
+def test_a_key_above_all_tables_is_told_its_place(tmp_path: Path) -> None:
+    message = complaint(tmp_path, 'batch_size = 2\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = "a"')
+    assert "top level: unknown key batch_size = 2; it belongs in [general] or [[datasets]]" in message
+
+
 def test_a_windows_path_in_double_quotes_is_explained(tmp_path: Path) -> None:
     message = complaint(tmp_path, '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "C:\\images\\x"')
     assert "single quotes" in message and "data.toml" in message
