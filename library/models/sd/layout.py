@@ -44,10 +44,8 @@ def unet_shape(shapes: Mapping[str, tuple[int, ...]], is_v2: bool, config: Mappi
             raise ValueError(f"{path}: the U-Net is not whole: {name} is missing")
         return shapes[name][dim]
 
-    widths: list[int] = []
-    while (name := f"down_blocks.{len(widths)}.resnets.0.conv1.weight") in shapes or not widths:
-        widths.append(size(name, 0))
-    levels = range(len(widths))
+    levels = range(_count(shapes, r"down_blocks\.(\d+)\."))
+    widths = [size(f"down_blocks.{level}.resnets.0.conv1.weight", 0) for level in levels]
     return UNetShape(
         widths=tuple(widths),
         num_heads=_heads(widths, is_v2, config, path),
