@@ -17,6 +17,11 @@ logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]
 
+IMAGE_EXTENSIONS = frozenset(
+    case for name in ("png", "jpg", "jpeg", "webp", "bmp", "avif") for case in (f".{name}", f".{name.upper()}")
+)
+"""Endings of the images that are used, in lower or upper case but not mixed."""
+
 
 @dataclass(frozen=True)
 class CaptionSettings:
@@ -215,6 +220,9 @@ def _named_folders(parent: Path, flag: str, is_reg: bool) -> list[Keys]:
     """The folders `<repeats>_<class tokens>` in `parent`, sorted by name."""
     if not parent.is_dir():
         raise ValueError(f"{flag} {parent}: there is no such folder")
+    loose = sum(path.suffix in IMAGE_EXTENSIONS for path in parent.iterdir())
+    if loose:
+        logger.warning("%s: %d images are not used, because they lie beside the numbered folders", parent, loose)
     found = []
     for folder in sorted(path for path in parent.iterdir() if path.is_dir()):
         repeats, _, tokens = folder.name.partition("_")

@@ -8,15 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from library.data.config import DatasetConfig, DatasetSettings, SubsetSettings
+from library.data.config import IMAGE_EXTENSIONS, DatasetConfig, DatasetSettings, SubsetSettings
 from library.data.items import ImageItem
 from library.data.pixels import image_size, load_rgb
 
 logger = logging.getLogger(__name__)
 
-IMAGE_EXTENSIONS = frozenset(
-    case for name in ("png", "jpg", "jpeg", "webp", "bmp", "avif") for case in (f".{name}", f".{name.upper()}")
-)
 UNREAD_EXTENSIONS = frozenset({".gif", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".jp2"})
 """Images in these formats are not used, which is said once a folder."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from library.data.config import DatasetConfig, read_dataset_config
+from library.data.schema import DatasetTable, GeneralTable, SubsetTable
 from library.flags.dataset import CaptionFlags, DatasetFlags
 
 FLAGS: dict[str, Any] = {"resolution": (64, 64)}
@@ -183,6 +185,13 @@ def test_a_folder_without_repeats_explains_the_form(tmp_path: Path) -> None:
         read_dataset_config(DatasetFlags(train_data_dir=str(tmp_path), **FLAGS), CaptionFlags(), bucket_multiple=64)
 
 
+def test_images_beside_the_numbered_folders_are_mentioned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "1_x").mkdir()
+    (tmp_path / "loose.png").touch()
+    read_dataset_config(DatasetFlags(train_data_dir=str(tmp_path), **FLAGS), CaptionFlags(), bucket_multiple=64)
+    assert "1 images are not used, because they lie beside the numbered folders" in caplog.text
+
+
 def test_no_data_at_all_names_both_ways() -> None:
     with pytest.raises(ValueError, match=r"--dataset_config.*--train_data_dir"):
         read_dataset_config(DatasetFlags(**FLAGS), CaptionFlags(), bucket_multiple=64)
@@ -192,3 +201,23 @@ def test_subsets_with_no_repeats_are_left_out(tmp_path: Path, caplog: pytest.Log
     text = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "a"\nnum_repeats = 0\n[[datasets.subsets]]\nimage_dir = "b"'
     assert [subset.image_dir for subset in read(tmp_path, text).datasets[0].subsets] == [Path("b")]
     assert "a is not used, since num_repeats is 0" in caplog.text
+
+
+DOCS = Path(__file__).resolve().parents[3] / "docs/dataset.md"
+SCHEMA = Path(__file__).resolve().parents[2] / "facts/dataset/schema.json"
+
+
+def test_the_example_of_the_page_is_read(tmp_path: Path) -> None:
+    example = DOCS.read_text(encoding="utf-8").split("```toml")[1].split("```")[0]
+    (dataset,) = read(tmp_path, example).datasets
+    assert (dataset.batch_size, dataset.enable_bucket, dataset.resolution) == (2, True, (512, 512))
+    assert [subset.is_reg for subset in dataset.subsets] == [False, True]
+
+
+def test_every_published_key_is_known_at_its_levels_and_stands_on_the_page() -> None:
+    page = DOCS.read_text(encoding="utf-8")
+    tables = {"general": GeneralTable, "datasets": DatasetTable, "subsets": SubsetTable}
+    keys = json.loads(SCHEMA.read_text(encoding="utf-8"))["keys"]
+    for key, facts in keys.items():
+        assert [name for name, table in tables.items() if key in table.model_fields] == facts["levels"], key
+        assert f"`{key}`" in page
