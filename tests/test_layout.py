@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 IMPORT_EXCEPTIONS: dict[tuple[str, str], str] = {
     ("tools/compare_lora.py", "library/generation"): "it makes pictures, as the inference scripts at the top do",
+    ("tools/small_run.py", "library/train"): "the benchmarks measure the steps of the real trainer",
+    ("tools/small_run.py", "library/diffusion"): "the random draws of such a step",
 }
 """(file, imported folder) -> why."""
 
@@ -48,6 +51,8 @@ OPTIONAL_PACKAGES = {
 
 LOCAL_IMPORT_EXCEPTIONS: dict[tuple[str, str], str] = {
     ("tools/compare_lora.py", "library/generation"): "it makes pictures, as the inference scripts at the top do",
+    ("tools/small_run.py", "library/train"): "the benchmarks measure the steps of the real trainer",
+    ("tools/small_run.py", "library/diffusion"): "the random draws of such a step",
 }
 """(file, module imported inside a function) -> why."""
 
@@ -238,7 +243,12 @@ def sources(*folders: str) -> Iterator[tuple[str, ast.Module]]:
     """Every Python file under the folders (all of them if none is named) and its syntax tree."""
     for folder in folders or ("library", "networks", "tools"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+            yield path.relative_to(ROOT).as_posix(), parsed(path)
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def reachable(name: str, tree: ast.Module) -> set[str]:

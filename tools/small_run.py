@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
 from demo_folder import DemoFolder
 from library.data.items import Batch
+from library.diffusion.process import Draws
 from library.flags.dataset import CacheFlags, DatasetFlags
 from library.flags.model import ModelFlags
 from library.flags.network import NetworkFlags
@@ -17,6 +21,8 @@ from library.flags.run import AttentionFlags, StepFlags
 from library.flags.settings import Settings
 from library.models.sd.architecture import StableDiffusion
 from library.train.network_trainer import NetworkTrainer
+from library.train.step import step_loss
+from step_counts import OperationCounter, count_step, make_fake
 
 DATASET = """\
 [[datasets]]
@@ -58,6 +64,31 @@ class SmallRun(NetworkTrainer):
         self.progress.add_loss(loss)
         self.update()
         self.after_update()
+
+    def count(self) -> dict[str, int]:
+        """What one step costs without a clock; the run cannot go on afterwards.
+
+        Forward and backward are counted on fake tensors, the update and the reads of scalars on real ones.
+        """
+        batches = self.batches()
+        self.step(next(batches))
+        batch = next(batches)
+        with OperationCounter() as whole:
+            self.step(batch)
+        self.backward(batch)
+        with OperationCounter() as update:
+            self.update()
+        mode = FakeTensorMode(allow_non_fake_inputs=True)  # the tables of the noise schedule
+        modules = [self.models.denoiser, *self.models.text_encoders, self.trained.network]
+        make_fake(modules, mode)
+        with mode:
+            counts = count_step(lambda: self.loss(batch), modules)
+        return counts | {"kernels_update": update.kernels.total(), "scalar_reads": whole.scalar_reads}
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The loss of one batch, before anything is differentiated."""
+        self.trained.start_step(batch)
+        return step_loss(batch, self.arch, self.models, self.trained, Draws.seeded(0))
 
 
 def small_run(demo: DemoFolder, output: Path) -> SmallRun:

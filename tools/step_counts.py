@@ -114,6 +114,8 @@ def make_fake(modules: Iterable[nn.Module], mode: FakeTensorMode) -> None:
             made = mode.from_tensor(tensor.detach())
             is_parameter = isinstance(tensor, nn.Parameter)
             fakes[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if is_parameter else made
+            if tensor.grad is not None:  # backward adds to a gradient that is there
+                fakes[id(tensor)].grad = mode.from_tensor(tensor.grad)
         return fakes[id(tensor)]
 
     originals: list[Tensor] = []  # kept until the end, so that no two have the same id
