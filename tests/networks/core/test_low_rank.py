@@ -66,9 +66,7 @@ def assert_same_numbers(ours: Tensor, theirs: Tensor, leaves: list[Tensor], rtol
     torch.manual_seed(2)
     dy = torch.randn_like(theirs)
     assert_close(ours, theirs, rtol)
-    for mine, other in zip(
-        torch.autograd.grad(ours, leaves, dy), torch.autograd.grad(theirs, leaves, dy), strict=True
-    ):
+    for mine, other in zip(torch.autograd.grad(ours, leaves, dy), torch.autograd.grad(theirs, leaves, dy), strict=True):
         assert_close(mine, other, rtol)
 
 

@@ -71,7 +71,13 @@ class Model:
                 continue
             facts = self.case[f"lora_facts{kind}"]
             network = lora.create_network(
-                1.0, facts["network_dim"], facts["network_alpha"], None, self.encoders, self.unet, **facts["network_args"]
+                1.0,
+                facts["network_dim"],
+                facts["network_alpha"],
+                None,
+                self.encoders,
+                self.unet,
+                **facts["network_args"],
             )
             made = {name: list(value.shape) for name, value in network.state_dict_for_saving().items()}
             recorded = {name: shape for name, (shape, _) in self.case[f"lora_keys{kind}"].items()}
