@@ -101,9 +101,10 @@ class Previews:
         """Whether pictures are to be made at the end of `epoch`, 1 for the first."""
         return self.every_epochs is not None and epoch % self.every_epochs == 0
 
-    def at_start(self, models: PreviewModels, accelerator: Processes) -> list[Path]:
-        """The pictures of the untrained model, when --sample_at_first asks for them."""
-        return self.make(models, accelerator, step=0, epoch=0) if self.flags.sample_at_first else []
+    @property
+    def due_at_start(self) -> bool:
+        """Whether pictures of the untrained model are to be made, as epoch 0."""
+        return self.wanted and self.flags.sample_at_first
 
     def make(
         self,

@@ -11,6 +11,7 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import set_seed
 from torch import Tensor
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from library.data.caching import cache_latents
 from library.data.config import read_dataset_config
@@ -90,8 +91,9 @@ class Trainer(ABC):
         self.load_models()
         self.trained = self.build_trainable()
         self.prepare()
-        self.run_epochs()
-        self.finish()
+        with logging_redirect_tqdm():  # log lines stand above the progress line
+            self.run_epochs()
+            self.finish()
 
     def start(self) -> None:
         """Processes, the seed, the family, and every check that needs no model."""
@@ -165,6 +167,7 @@ class Trainer(ABC):
         self.flat.broadcast(from_first_rank)
         inner = make_optimizer(optimizer, self.flat.optimizer_groups(is_elementwise(optimizer)))
         self.optimizer: AcceleratedOptimizer = self.accelerator.prepare_optimizer(inner)
+        self.optimizer.train()  # schedule-free ones start out of training
         self.scheduler = make_scheduler(self.settings[SchedulerFlags], self.optimizer, self.plan.steps)
         self.loader = make_loader(
             self.data,
@@ -177,6 +180,7 @@ class Trainer(ABC):
             accumulation=self.plan.accumulation,
             pin_memory=self.device.type == "cuda",
         )
+        log_plan(self.plan, self.data, self.accelerator)
         self.progress = Progress(self.plan, groups.names, self.accelerator, self.settings)
         self.saver = Saver(self.settings[OutputFlags], self.plan.epochs, self.accelerator.is_main_process)
         facts = RunFacts(
@@ -188,12 +192,11 @@ class Trainer(ABC):
         )
         self.metadata = training_metadata(self.settings, self.arch, dataset_metadata(self.data), facts)
         start_trackers(self.accelerator, self.settings)
-        log_plan(self.plan, self.data, self.accelerator)
 
     def run_epochs(self) -> None:
         """Epochs of steps, from where the state stands to the end of the plan."""
-        with evaluating(self.optimizer):
-            self.previews.at_start(self.models, self.accelerator)
+        if self.previews.due_at_start:
+            self.preview(epoch=0)
         while self.state.step < self.plan.steps:
             self.state.epoch += 1
             self.progress.start_epoch(self.state.epoch)
@@ -234,7 +237,8 @@ class Trainer(ABC):
         if max_norm:
             self.flat.clip_(max_norm)
         self.optimizer.step()
-        self.scheduler.step()
+        if not self.optimizer.step_was_skipped:  # by the loss scaler of fp16
+            self.scheduler.step()
         self.flat.zero_grad()
         self.state.step += 1
         self.trained.finish_update()
@@ -243,28 +247,35 @@ class Trainer(ABC):
         """What the settings ask for after an optimizer step."""
         state = self.state
         self.progress.finish_update(state.step, self.optimizer, self.trained.norms())
-        with evaluating(self.optimizer):
-            if self.previews.due_at_step(state.step):
-                self.previews.make(self.models, self.accelerator, state.step, trained=self.trained.modules())
-            if self.saver.due_at_step(state.step):
-                self.saver.save_step(self.write_checkpoint(state.step, state.epoch - 1), state.step)
+        if self.previews.due_at_step(state.step):
+            self.preview(epoch=None)
+        if self.saver.due_at_step(state.step):
+            self.saver.save_step(self.checkpoint(state.epoch - 1), state.step)
 
     def after_epoch(self) -> None:
         """What the settings ask for after an epoch."""
         state = self.state
         self.progress.finish_epoch(state.epoch)
+        if self.saver.due_at_epoch(state.epoch):
+            self.saver.save_epoch(self.checkpoint(state.epoch), state.epoch)
+        if self.previews.due_at_epoch(state.epoch):
+            self.preview(state.epoch)
+
+    def preview(self, epoch: int | None) -> None:
+        """Pictures of the models as they are now, named by `epoch`, or by the step."""
         with evaluating(self.optimizer):
-            if self.saver.due_at_epoch(state.epoch):
-                self.saver.save_epoch(self.write_checkpoint(state.step, state.epoch), state.epoch)
-            if self.previews.due_at_epoch(state.epoch):
-                self.previews.make(
-                    self.models, self.accelerator, state.step, state.epoch, trained=self.trained.modules()
-                )
+            self.previews.make(self.models, self.accelerator, self.state.step, epoch, trained=self.trained.modules())
+
+    def checkpoint(self, epoch: int) -> Writer:
+        """What a file of this moment will hold; its metadata says `epoch`."""
+        with evaluating(self.optimizer):
+            return self.write_checkpoint(self.state.step, epoch)
 
     def finish(self) -> None:
         """The last file, and every thread joined."""
-        with evaluating(self.optimizer):
-            self.saver.save_last(self.write_checkpoint(self.state.step, self.plan.epochs))
-        self.saver.join()
+        if self.accelerator.is_main_process:
+            self.saver.save_last(self.checkpoint(self.plan.epochs))
+            self.saver.join()
         self.progress.close()
+        self.accelerator.wait_for_everyone()
         self.accelerator.end_training()

@@ -256,8 +256,10 @@ def test_zero_turns_a_schedule_off_with_a_warning(tmp_path: Path, caplog: pytest
 def test_only_sample_at_first_makes_pictures_before_the_first_step(tmp_path: Path) -> None:
     flags = PreviewFlags(sample_every_n_steps=2, sample_prompts=prompts_in(tmp_path, "a"))
     output = OutputFlags(output_dir=str(tmp_path))
-    assert Previews(flags, output, Toy()).at_start(ToyModels(), ToyProcesses()) == []
-    (path,) = Previews(replace(flags, sample_at_first=True), output, Toy()).at_start(ToyModels(), ToyProcesses())
+    assert not Previews(flags, output, Toy()).due_at_start
+    previews = Previews(replace(flags, sample_at_first=True), output, Toy())
+    assert previews.due_at_start
+    (path,) = previews.make(ToyModels(), ToyProcesses(), step=0, epoch=0)
     assert path.name.startswith("e000000_00_")
 
 
