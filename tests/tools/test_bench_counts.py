@@ -6,9 +6,8 @@ do not depend on the machine. A change that makes one smaller lowers the bound h
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+
 from demo_folder import DemoFolder
 from small_run import small_run
 
