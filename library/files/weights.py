@@ -245,20 +245,25 @@ class _SafetensorsFile(WeightFile):
 
     def read(self, key: str) -> Tensor:
         entry = self._entries[key]
-        buffer = torch.empty(entry.size, dtype=torch.uint8)
-        view = buffer.numpy().data
-        self._file.seek(entry.start)
-        done = 0
-        # One call reads at most 2 GiB on Linux.
-        while done < entry.size:
-            count = self._file.readinto(view[done:])  # type: ignore[attr-defined]
-            if not count:
-                raise ValueError(f"{self.path} is cut short: it ends inside {key}; copy or download it again")
-            done += count
-        return buffer.view(entry.dtype).reshape(entry.shape)
+        return _read_bytes(self._file, self.path, key, entry.start, entry.size).view(entry.dtype).reshape(entry.shape)
 
     def close(self) -> None:
         self._file.close()
+
+
+def _read_bytes(file: BinaryIO, path: Path, key: str, start: int, size: int) -> Tensor:
+    """`size` bytes of `file` as a fresh uint8 tensor."""
+    buffer = torch.empty(size, dtype=torch.uint8)
+    view = buffer.numpy().data
+    file.seek(start)
+    done = 0
+    # One call reads at most 2 GiB on Linux.
+    while done < size:
+        count = file.readinto(view[done:])  # type: ignore[attr-defined]
+        if not count:
+            raise ValueError(f"{path} is cut short: it ends inside {key}; copy or download it again")
+        done += count
+    return buffer
 
 
 def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, str], dict[str, _Entry]]:
@@ -301,13 +306,21 @@ def _not_safetensors(path: Path, start: bytes) -> str:
 
 
 class _PickleFile(WeightFile):
-    """A file written by torch.save; files in its zip format stay on disk until a tensor is asked for."""
+    """A file written by torch.save; of one in its zip format only the table of contents is read at first."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata = {}
-        self._mapped = zipfile.is_zipfile(path)
-        self._tensors = _flatten(path, _unpickle(path, self._mapped))
+        self._file: BinaryIO = path.open("rb", buffering=0)
+        try:
+            place = "meta" if zipfile.is_zipfile(path) else "cpu"
+            self._tensors = _flatten(path, _unpickle(path, place))
+            if any(tensor.is_meta and _offset(tensor) is None for tensor in self._tensors.values()):
+                # Releases of torch before 2.7 do not tell where in the file a tensor lies.
+                self._tensors = _flatten(path, _unpickle(path, "cpu"))
+        except BaseException:
+            self._file.close()
+            raise
 
     def keys(self) -> list[str]:
         return list(self._tensors)
@@ -320,15 +333,30 @@ class _PickleFile(WeightFile):
 
     def read(self, key: str) -> Tensor:
         tensor = self._tensors[key].detach()
-        return tensor.clone() if self._mapped else tensor
+        start = _offset(tensor) if tensor.is_meta else None
+        if start is None:
+            return tensor
+        # Everything from the tensor's first element to its last, which a transposed one does not fill in order.
+        extent = (
+            sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride())) + 1 if tensor.numel() else 0
+        )
+        start += int(tensor.storage_offset()) * tensor.itemsize
+        flat = _read_bytes(self._file, self.path, key, start, extent * tensor.itemsize).view(tensor.dtype)
+        return flat.as_strided(tensor.shape, tensor.stride()).contiguous()
 
     def close(self) -> None:
         self._tensors = {}
+        self._file.close()
 
 
-def _unpickle(path: Path, mapped: bool) -> object:
+def _offset(tensor: Tensor) -> int | None:
+    """Where in the file the storage of an unread tensor begins."""
+    return getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+
+
+def _unpickle(path: Path, place: str) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return torch.load(path, map_location=place, weights_only=True)
     except pickle.UnpicklingError as error:
         if not re.search("unsupported global|trying to call|can only build", str(error), re.IGNORECASE):
             raise ValueError(f"{path} is not a file of weights, or is cut short ({_first_line(error)})") from error

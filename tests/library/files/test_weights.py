@@ -60,13 +60,23 @@ def test_what_we_write_can_be_read_by_the_published_reader(tmp_path: Path) -> No
 @pytest.mark.parametrize("nested", [True, False])
 def test_a_pickled_file_is_read_with_or_without_a_nested_state_dict(tmp_path: Path, zipped: bool, nested: bool) -> None:
     path = tmp_path / "a.ckpt"
-    tensors = {"a": torch.randn(2, 3), "b": torch.arange(4)}
+    whole = torch.randn(6, 5, dtype=torch.float16)
+    tensors = {
+        "a": torch.randn(2, 3),
+        "b": torch.arange(4),
+        "part": whole[2:4],
+        "transposed": whole.t(),
+        "scalar": torch.tensor(3.5),
+        "empty": torch.empty(0, 2),
+        "parameter": nn.Parameter(torch.randn(3)),
+    }
     content = {"state_dict": tensors, "global_step": 7} if nested else tensors
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with open_weights(path) as file:
-        assert file.keys() == ["a", "b"]
+        assert file.keys() == list(tensors)
         assert file.shape("a") == (2, 3) and file.dtype("b") == torch.int64
-        assert torch.equal(file.read("a"), tensors["a"])
+        for key, expected in tensors.items():
+            assert torch.equal(file.read(key), expected), key
 
 
 @pytest.mark.parametrize("zipped", [True, False])
