@@ -224,5 +224,5 @@ def _let_the_unet_start_from_its_input(tensors: dict[str, Tensor], width: int) -
     skip[range(8), range(width, width + 8)] = 1.0
     for block in ("output_blocks.11.0.out_layers.3", "output_blocks.11.1.proj_out"):
         unet[f"{block}.weight"][:8] *= 0.1
-    unet["out.2.weight"].mul_(0.1)
+    unet["out.2.weight"].mul_(0.3)
     unet["out.2.weight"][:, :8, 1, 1] += 0.9 * pairs.T

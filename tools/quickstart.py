@@ -112,6 +112,7 @@ def report(command: Sequence[str], seconds: float) -> str:
             f"\nDone in {seconds:.0f} s, packages aside.\n",
             *lines,
             f"\nTo train again, or something else (README.md says how):\n  {activate}\n  {shown(command)}",
+            "The small model has learnt nothing but noise; the LoRA pulls it towards bright shapes on blue.",
             f"To watch the loss:\n  tensorboard --logdir {DEMO / 'logs'}",
         ]
     )
