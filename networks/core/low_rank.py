@@ -94,9 +94,12 @@ class _LowRankLinear(torch.autograd.Function):
         rank_scale: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
-        x = x.to(dtype).contiguous()
-        down, up = down.to(dtype), up.to(dtype)
-        y = F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
+        base, base_bias = weight, bias
+        if not (x.dtype == weight.dtype == down.dtype == dtype):
+            x, base, down, up = x.to(dtype), weight.to(dtype), down.to(dtype), up.to(dtype)
+            base_bias = None if bias is None else bias.to(dtype)
+        x = x.contiguous()
+        y = F.linear(x, base, base_bias)
         rows = x.view(-1, x.shape[-1])
         h = _scaled_rows(F.linear(rows, down), x, rank_scale)
         y.view(-1, y.shape[-1]).addmm_(h, up.t(), alpha=factor)
@@ -117,7 +120,8 @@ class _LowRankLinear(torch.autograd.Function):
             if needs[3]:
                 d_down = torch.addmm(down, dh.t(), x, beta=0, alpha=factor)
             if needs[0]:
-                dx = dy.mm(weight.to(dy.dtype)).addmm_(dh, down, alpha=factor).view(*shape[:-1], x.shape[1])
+                base = weight if weight.dtype == dy.dtype else weight.to(dy.dtype)
+                dx = dy.mm(base).addmm_(dh, down, alpha=factor).view(*shape[:-1], x.shape[1])
         if needs[4]:
             d_up = torch.addmm(up, dy.t(), h, beta=0, alpha=factor)
         if needs[1]:
@@ -174,10 +178,12 @@ class _LowRankConv(torch.autograd.Function):
         rank_scale: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
-        x = x.to(dtype)
-        down, up = down.to(dtype), up.to(dtype)
+        base, base_bias = weight, bias
+        if not (x.dtype == weight.dtype == down.dtype == dtype):
+            x, base, down, up = x.to(dtype), weight.to(dtype), down.to(dtype), up.to(dtype)
+            base_bias = None if bias is None else bias.to(dtype)
         stride, padding, dilation, _ = geometry
-        y = F.conv2d(x, weight.to(dtype), None if bias is None else bias.to(dtype), *geometry)
+        y = F.conv2d(x, base, base_bias, *geometry)
         if _is_pointwise(down, geometry):
             h = _mix(down.flatten(1), x)
         else:
