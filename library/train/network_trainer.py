@@ -56,12 +56,14 @@ class TrainedNetwork:
         """Tell the network that an epoch starts."""
         self.network.on_epoch_start(self.text_encoder, self.denoiser)
 
-    def start_step(self, batch: Batch) -> None:
-        """Give the network the multipliers of this batch's images."""
+    def start_step(self, batch: Batch, seed: int) -> None:
+        """Give the network the multipliers of this batch's images, and the step's seed if it draws by itself."""
         if batch.network_multipliers is not None:
             self.network.set_multiplier(batch.network_multipliers)
+        if hasattr(self.network, "seed_step"):
+            self.network.seed_step(seed)
         if hasattr(self.network, "on_step_start"):
-            self.network.on_step_start()
+            self.network.on_step_start(self.text_encoder, self.denoiser)
 
     def finish_update(self) -> None:
         """Scale down what has grown beyond --scale_weight_norms."""

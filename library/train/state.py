@@ -45,8 +45,8 @@ class Trained(Protocol):
         """Called before each epoch."""
         ...
 
-    def start_step(self, batch: Batch) -> None:
-        """Called before each batch goes through the models."""
+    def start_step(self, batch: Batch, seed: int) -> None:
+        """Called before each batch goes through the models; what is drawn depends on `seed` alone."""
         ...
 
     def finish_update(self) -> None:

@@ -222,7 +222,7 @@ class Trainer(ABC):
         seed = step_seed(self.seed, self.accelerator.process_index, self.state.micro_step)
         torch.manual_seed(seed)  # the dropouts of this step
         draws = Draws.seeded(seed, self.device)
-        self.trained.start_step(batch)
+        self.trained.start_step(batch, seed)
         with self.accelerator.autocast():
             loss = step_loss(batch, self.arch, self.models, self.trained, draws)
         self.accelerator.backward(loss)  # divides by the accumulation steps

@@ -167,16 +167,18 @@ class LoraNetwork(nn.Module):
         """Called before each epoch."""
         self.train()
 
-    def on_step_start(self, seed: int | None = None) -> None:
-        """Called before each batch: draws who sits it out. With `seed` the draw depends on nothing else.
+    def seed_step(self, seed: int) -> None:
+        """Let the draws of the next step depend on `seed` and nothing else."""
+        self.random.seed(seed)
+
+    def on_step_start(self, text_encoder: Any = None, unet: nn.Module | None = None) -> None:
+        """Called before each batch: draws who sits it out.
 
         It is drawn here and not in the layers, so that a layer that is computed twice, by checkpointing, decides
         the same both times.
         """
         if self.dropout.module <= 0:
             return
-        if seed is not None:
-            self.random.seed(seed)
         for _, adapter in self._pairs():
             adapter.skipped = self.random.random() < self.dropout.module
 

@@ -264,7 +264,8 @@ def test_modules_sit_out_steps_by_chance_that_a_seed_repeats() -> None:
     network.on_epoch_start(encoder, unet)
 
     def drawn(seed: int) -> list[bool]:
-        network.on_step_start(seed)
+        network.seed_step(seed)
+        network.on_step_start()
         return [adapter.skipped for adapter in [*network.text_encoder_loras, *network.unet_loras]]
 
     draws = [drawn(seed) for seed in range(200)]
