@@ -156,13 +156,14 @@ def load_training_set(
     ValueError lists images that cannot be read or that fit no bucket, and images without a caption.
     """
     scanned = scan_images(config, allow_uncaptioned=allow_uncaptioned, skip_corrupt=skip_corrupt)
-    datasets = [_bucketed(*pair) for pair in zip(config.datasets, scanned, strict=True)]
+    datasets = [put_into_buckets(*pair) for pair in zip(config.datasets, scanned, strict=True)]
     for number, dataset in enumerate(datasets, 1):
         _log_buckets(number, dataset)
     return TrainingSet(datasets, prior_loss_weight, config)
 
 
-def _bucketed(settings: DatasetSettings, scanned: ScannedDataset) -> ImageSet:
+def put_into_buckets(settings: DatasetSettings, scanned: ScannedDataset) -> ImageSet:
+    """The images of one dataset in their buckets; ValueError lists those that fit none."""
     sizes = Buckets(
         settings.resolution,
         settings.enable_bucket,

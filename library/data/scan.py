@@ -36,8 +36,8 @@ class ScannedDataset:
 
 
 @dataclass
-class _Findings:
-    """Sizes seen so far and everything that is wrong."""
+class Findings:
+    """Sizes seen so far and everything that is wrong, with the reason of each."""
 
     sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
     corrupt: dict[Path, str] = field(default_factory=dict)
@@ -52,8 +52,7 @@ def scan_images(config: DatasetConfig, *, allow_uncaptioned: bool, skip_corrupt:
     decoding every file to be sure), all without a caption (unless `allow_uncaptioned`) and all caption files that
     are empty or not UTF-8.
     """
-    findings = _Findings()
-    scanned = [_scan_dataset(dataset, findings, skip_corrupt) for dataset in config.datasets]
+    scanned, findings = survey(config, thorough=skip_corrupt)
     _report(findings, allow_uncaptioned=allow_uncaptioned, skip_corrupt=skip_corrupt)
     if not any(dataset.num_train_images for dataset in scanned):
         folders = ", ".join(str(subset.image_dir) for dataset in config.datasets for subset in dataset.subsets)
@@ -61,7 +60,13 @@ def scan_images(config: DatasetConfig, *, allow_uncaptioned: bool, skip_corrupt:
     return scanned
 
 
-def _scan_dataset(dataset: DatasetSettings, findings: _Findings, skip_corrupt: bool) -> ScannedDataset:
+def survey(config: DatasetConfig, *, thorough: bool) -> tuple[list[ScannedDataset], Findings]:
+    """What every dataset holds, and what is wrong with it; `thorough` decodes every image."""
+    findings = Findings()
+    return [_scan_dataset(dataset, findings, thorough) for dataset in config.datasets], findings
+
+
+def _scan_dataset(dataset: DatasetSettings, findings: Findings, skip_corrupt: bool) -> ScannedDataset:
     captions: list[list[str]] = []
     train: list[ImageItem] = []
     reg: list[ImageItem] = []
@@ -85,7 +90,7 @@ def _scan_dataset(dataset: DatasetSettings, findings: _Findings, skip_corrupt: b
     return ScannedDataset(train + _matched(reg, num_train), captions, num_train, num_reg)
 
 
-def _scan_folder(number: int, subset: SubsetSettings, findings: _Findings, skip_corrupt: bool) -> list[ImageItem]:
+def _scan_folder(number: int, subset: SubsetSettings, findings: Findings, skip_corrupt: bool) -> list[ImageItem]:
     names = sorted(entry.name for entry in os.scandir(subset.image_dir) if entry.is_file())
     images = [subset.image_dir / name for name in names if os.path.splitext(name)[1] in IMAGE_EXTENSIONS]
     unread = [name for name in names if os.path.splitext(name)[1].lower() in UNREAD_EXTENSIONS]
@@ -101,7 +106,7 @@ def _scan_folder(number: int, subset: SubsetSettings, findings: _Findings, skip_
     return items
 
 
-def _measure(images: list[Path], findings: _Findings, thorough: bool) -> None:
+def _measure(images: list[Path], findings: Findings, thorough: bool) -> None:
     """Sizes of images that are not known yet; `thorough` decodes them."""
     new = [path for path in images if path not in findings.sizes and path not in findings.corrupt]
 
@@ -133,7 +138,7 @@ def _extension(subset: SubsetSettings, names: list[str]) -> str:
     return subset.caption_extension
 
 
-def _caption(path: Path, extension: str, names: set[str], subset: SubsetSettings, findings: _Findings) -> str:
+def _caption(path: Path, extension: str, names: set[str], subset: SubsetSettings, findings: Findings) -> str:
     """The caption of an image: its file, else the class tokens."""
     parts = path.stem.split("_")
     stems = [path.stem, *(["_".join(parts[:-4])] if len(parts) >= 5 else [])]  # name_cx_cy_w_h: a face position
@@ -145,7 +150,7 @@ def _caption(path: Path, extension: str, names: set[str], subset: SubsetSettings
     return subset.class_tokens or ""
 
 
-def _read_caption(file: Path, subset: SubsetSettings, findings: _Findings) -> str:
+def _read_caption(file: Path, subset: SubsetSettings, findings: Findings) -> str:
     """The first line, or all lines that are not blank when wildcards are on."""
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -184,7 +189,7 @@ def _matched(reg: list[ImageItem], target: int) -> list[ImageItem]:
     return used
 
 
-def _report(findings: _Findings, *, allow_uncaptioned: bool, skip_corrupt: bool) -> None:
+def _report(findings: Findings, *, allow_uncaptioned: bool, skip_corrupt: bool) -> None:
     """Log what the user allowed and raise for the rest."""
     mistakes = []
     if findings.corrupt:
