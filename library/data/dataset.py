@@ -162,9 +162,9 @@ def load_training_set(
     return TrainingSet(datasets, prior_loss_weight, config)
 
 
-def put_into_buckets(settings: DatasetSettings, scanned: ScannedDataset) -> ImageSet:
-    """The images of one dataset in their buckets; ValueError lists those that fit none."""
-    sizes = Buckets(
+def bucket_sizes(settings: DatasetSettings) -> Buckets:
+    """The sizes at which the images of one dataset may be trained."""
+    return Buckets(
         settings.resolution,
         settings.enable_bucket,
         settings.min_bucket_reso,
@@ -172,6 +172,11 @@ def put_into_buckets(settings: DatasetSettings, scanned: ScannedDataset) -> Imag
         settings.bucket_reso_steps,
         settings.bucket_no_upscale,
     )
+
+
+def put_into_buckets(settings: DatasetSettings, scanned: ScannedDataset) -> ImageSet:
+    """The images of one dataset in their buckets; ValueError lists those that fit none."""
+    sizes = bucket_sizes(settings)
     members: dict[tuple[int, int], list[int]] = {}
     misfits, error_sum = [], 0.0
     for index, item in enumerate(scanned.items):
