@@ -80,6 +80,21 @@ def load_rgb(source: Path | bytes) -> np.ndarray:
         raise ValueError(_reason(error)) from error
 
 
+def glance(content: bytes, size: Size) -> tuple[str, np.ndarray]:
+    """The format that a file's bytes are in, and [H, W, 3] uint8 of the upright image squeezed to `size`.
+
+    All of the image is decoded, photographs at a fraction of their size; ValueError says what is wrong with it.
+    """
+    try:
+        image = _open(io.BytesIO(content))
+        kind, turn = image.format or "", UPRIGHT.get(_orientation(image))
+        image.draft(None, (4 * max(size), 4 * max(size)))
+        upright = image if turn is None else image.transpose(turn)
+        return kind, np.asarray(_as_rgb(upright).resize(size, Image.Resampling.BOX))
+    except BROKEN as error:
+        raise ValueError(_reason(error)) from error
+
+
 def make_picture(
     source: Path | bytes, resized: Size, bucket: Size, interpolation: str | None = None, random: Random | None = None
 ) -> np.ndarray:
