@@ -157,14 +157,19 @@ class StableDiffusion(Architecture):
         return denoise(scheduler, request.steps, model, noise, generator)
 
     def complete_request(self, request: ImageRequest) -> ImageRequest:
-        """512x512, 30 steps, scale 7.5 and --sample_sampler where `request` says nothing; sides floored to 8."""
+        """512x512, 30 steps, scale 7.5 and --sample_sampler where `request` says nothing; sides floored to 8.
+
+        Raises ValueError for a sampler that is not known, or cannot do what this model needs.
+        """
+        sampler = request.sampler or self.settings[PreviewFlags].sample_sampler
+        make_sampler(sampler, self.model.v_parameterization, self.zero_terminal_snr)
         return replace(
             request,
             width=_to_grid(request.width or 512),
             height=_to_grid(request.height or 512),
             steps=request.steps or 30,
             scale=7.5 if request.scale is None else request.scale,
-            sampler=request.sampler or self.settings[PreviewFlags].sample_sampler,
+            sampler=sampler,
         )
 
     def enable_gradient_checkpointing(self, denoiser: nn.Module, trained_text_encoders: Sequence[nn.Module]) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from library.files.hub import download, is_hub_id
 from library.files.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, WeightFile, fill_module, open_weights
 from library.models.attention import AttentionMode
-from library.models.sd.families import check_is_stable_diffusion, check_keys_are_known, other_pipeline
+from library.models.sd.families import check_is_stable_diffusion, other_pipeline, warn_of_strangers
 from library.models.sd.layout import UNET_PREFIX, unet_shape, unet_sources
 from library.models.sd.unet import UNet
 from library.models.text.clip import TextEncoder, build_text_encoder, clip_sources, openclip_sources
@@ -65,6 +65,8 @@ def load_unet(
     """
     with _opened(path, "unet") as file:
         _check_version(path, file, v2)
+        if not path.is_dir():
+            warn_of_strangers(file)
         sources = unet_sources(file)
         shapes = {name: source.shape for name, source in sources.items()}
         shape = unet_shape(shapes, v2, _config(path, "unet"), path)
@@ -187,8 +189,6 @@ def _config(path: Path, part: str) -> dict[str, Any]:
 def _check_version(path: Path, file: WeightFile, v2: bool) -> None:
     """Raise ValueError unless the U-Net in `file` is of Stable Diffusion 2.x or 1.x, as `v2` says."""
     check_is_stable_diffusion(file, path)
-    if not path.is_dir():
-        check_keys_are_known(file)
     found = _is_v2(file) or bool(_config(path, "unet").get("use_linear_projection"))
     if found and not v2:
         raise ValueError(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from library.files.weights import WeightFile, describe_keys
+
+logger = logging.getLogger(__name__)
 
 UNET_FIRST_KEYS = ("model.diffusion_model.input_blocks.0.0.weight", "conv_in.weight")
 """The first weight of a U-Net: in a single file, in a folder of diffusers."""
@@ -104,14 +107,21 @@ def check_is_stable_diffusion(file: WeightFile, path: Path) -> None:
         )
 
 
-def check_keys_are_known(file: WeightFile) -> None:
-    """Raise ValueError if a key of a single-file model belongs to no part of it; what only training needs may be."""
+def warn_of_strangers(file: WeightFile) -> None:
+    """Name the weights of a single-file model that belong to no part of it.
+
+    Published merges carry leftovers of the tools that made them, which change nothing; a misnamed weight is missing
+    where it belongs, and that is an error.
+    """
     strangers = [
         key for key in file.keys() if not key.startswith((*_WHOLE_MODEL, *_TRAINING_ONLY)) and key not in _SCHEDULE
     ]
     if strangers:
-        raise ValueError(
-            f"{file.path}: {len(strangers)} weights belong to no part of Stable Diffusion: {describe_keys(strangers)}"
+        logger.warning(
+            "%s: %d weights belong to no part of Stable Diffusion and are not used: %s",
+            file.path,
+            len(strangers),
+            describe_keys(strangers),
         )
 
 

@@ -205,7 +205,6 @@ FIRST = "model.diffusion_model.input_blocks.0.0.weight"
         (["text_model.embeddings.token_embedding.weight"], "a text encoder alone"),
         (["conv_in.weight"], "the U-Net of a diffusers folder: give the folder"),
         (["bn1.weight"], "no Stable Diffusion model; it holds bn1.weight"),
-        ([FIRST, "stranger.weight"], "1 weights belong to no part of Stable Diffusion: stranger.weight"),
     ],
 )
 def test_other_files_are_recognised_and_the_right_script_is_named(
@@ -217,6 +216,17 @@ def test_other_files_are_recognised_and_the_right_script_is_named(
         with pytest.raises(ValueError, match=message) as error:
             load(path, False, F32, CPU)
         assert str(path) in str(error.value)
+
+
+def test_leftovers_of_other_tools_are_named_and_not_used(
+    tmp_path: Path, small: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "merged.safetensors"
+    save_safetensors({**small, "stranger.weight": torch.zeros(2)}, path)
+    load_unet(path, False, F32, CPU)
+    assert "merged.safetensors: 1 weights belong to no part of Stable Diffusion and are not used: stranger.weight" in (
+        caplog.text
+    )
 
 
 def test_an_inpainting_model_is_refused(tmp_path: Path) -> None:
