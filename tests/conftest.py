@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,13 @@ def small_sd(tmp_path_factory: pytest.TempPathFactory) -> DemoFolder:
 def facts() -> Path:
     """The folder of recorded facts: names, shapes and numbers of published files and programs."""
     return Path(__file__).resolve().parent / "facts"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    """accelerate keeps the state of the first Accelerator of a process; no test file sees that of another."""
+    yield
+    state = sys.modules.get("accelerate.state")
+    if state is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()

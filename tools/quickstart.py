@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -76,6 +77,8 @@ def make_demo(python: str) -> None:
 def train(python: str) -> list[str]:
     """Train and return the command one would type for it."""
     cure = "the message above names the cause; close other programs if memory ran out, then run this again"
+    for old in (LORA.parent, DEMO / "logs"):  # previews and logs carry their time and would pile up
+        shutil.rmtree(ROOT / old, ignore_errors=True)
     # The module is what the command `accelerate` runs; it is found on every system without touching PATH.
     launch = [python, "-m", "accelerate.commands.launch", *ACCELERATE.split(), "train_network.py", *TRAINING]
     run_step("train", launch, cure, env=clean_environment())

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+from accelerate.utils import patch_environment
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -42,8 +43,9 @@ class SmallRun(NetworkTrainer):
     architecture = StableDiffusion
 
     def start_training(self) -> None:
-        """Everything that comes before the first step."""
-        self.start()
+        """Everything that comes before the first step, on the CPU: counts and CPU times shall not depend on a GPU."""
+        with patch_environment(accelerate_use_cpu="true"):
+            self.start()
         self.load_data()
         self.load_models()
         self.trained = self.build_trainable()
@@ -87,7 +89,7 @@ class SmallRun(NetworkTrainer):
 
     def loss(self, batch: Batch) -> Tensor:
         """The loss of one batch, before anything is differentiated."""
-        self.trained.start_step(batch)
+        self.trained.start_step(batch, 0)
         return step_loss(batch, self.arch, self.models, self.trained, Draws.seeded(0))
 
 
