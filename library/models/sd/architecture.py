@@ -29,13 +29,10 @@ from library.models.attention import attention_mode
 from library.models.sd.checkpoint import MODEL_FLAG, VAE_FLAG, load_text_encoder, load_unet, load_vae, locate, vae_id
 from library.models.sd.unet import UNet
 from library.models.text.clip import TextEncoder, check_vocabulary, encode_caption, encode_prompt
-from library.models.text.tokens import Tokenizer, load_tokenizer, tokenize_rows
+from library.models.text.tokens import V1_TOKENIZER, V2_TOKENIZER, Tokenizer, load_tokenizer, tokenize_rows
 
 LATENT_SCALE = 0.18215
 """Brings the autoencoder's latents to unit variance."""
-V1_TOKENIZER = ("openai/clip-vit-large-patch14", "")
-V2_TOKENIZER = ("stabilityai/stable-diffusion-2", "tokenizer")
-"""Hub id, and the subfolder in it."""
 WORDS_PER_ROW = 75
 ROWS_OF_A_PREVIEW = 3
 """Prompts of previews are cut after this many rows of 75 tokens, whatever --max_token_length says."""

@@ -21,6 +21,10 @@ from library.models.text.prompt_weights import parse_weights
 
 logger = logging.getLogger(__name__)
 
+V1_TOKENIZER = ("openai/clip-vit-large-patch14", "")
+V2_TOKENIZER = ("stabilityai/stable-diffusion-2", "tokenizer")
+"""The tokenizers of Stable Diffusion 1.x and 2.x: hub id, and the subfolder in it."""
+
 
 class Tokenizer(Protocol):
     """What is needed of a tokenizer of the transformers library."""
