@@ -251,8 +251,13 @@ CHECKS: tuple[Check, ...] = (
 
 def estimated_tokens(text: str) -> int:
     """About how many tokens a CLIP tokenizer makes of `text`: long words are several, each digit and mark is one."""
-    words = re.findall(r"[^\W\d_]+|\d|[^\s\w]+|_", text)
-    return sum(-(-len(word.encode()) // 8) if word[0].isalpha() else 1 for word in words)
+
+    def tokens(word: str) -> int:
+        if not word[0].isalpha():
+            return 1
+        return -(-len(word.encode()) // (8 if word.isascii() else 2))
+
+    return sum(tokens(word) for word in re.findall(r"[^\W\d_]+|\d|[^\s\w]+|_", text))
 
 
 def _finding(kind: str, severity: Severity, title: str, remarks: list[Remark], cure: str) -> Finding | None:

@@ -53,7 +53,7 @@ figcaption ol { margin: .2rem 0 0; padding-left: 1.2rem; }
 
 
 def as_page(seen: Collection, findings: list[Finding], seed: int = 0) -> str:
-    """The whole page; its pictures are at most PER_PAGE, of a few kilobytes each."""
+    """The whole page; it holds PER_PAGE pictures of a few kilobytes at most, or one for each bucket."""
     name = str(seen.config.file or "folders of the command line")
     parts = [
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
