@@ -16,7 +16,7 @@ from library.data.dataset import Bucket, ImageSet
 from library.data.items import ImageItem
 from library.data.pixels import make_picture
 from library.data.report import Collection, Finding, Severity
-from library.data.report_text import length_of_run, line_of, shape_of, verdict
+from library.data.report_text import counted, length_of_run, line_of, shape_of, verdict
 from library.data.summary import tag_frequency
 
 PER_BUCKET, PER_PAGE = 24, 240
@@ -24,7 +24,7 @@ PER_BUCKET, PER_PAGE = 24, 240
 LONG_SIDE = 160
 """Pixels of a picture on a contact sheet."""
 NUM_REMARKS, NUM_TAGS, NUM_CAPTIONS = 100, 40, 3
-STYLE = """
+STYLE = r"""
 :root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --dim: #57606a; --line: #d8dee4; --bar: #2f6fb0;
   --stops: #b3261e; --hurts: #9a5b00; --note: #3d6b35; --card: #f6f8fa; }
 @media (prefers-color-scheme: dark) { :root { --back: #14171a; --text: #e6e9ec; --dim: #a1abb5; --line: #343b43;
@@ -40,6 +40,7 @@ p { margin: .3rem 0; }
 .finding { margin: .6rem 0; padding: .5rem .9rem; background: var(--card); border-left: 4px solid var(--line); }
 .stops { border-color: var(--stops); } .hurts { border-color: var(--hurts); } .note { border-color: var(--note); }
 .stops b { color: var(--stops); } .hurts b { color: var(--hurts); } .note b { color: var(--note); }
+.finding b { margin-right: .5rem; font-size: .85rem; text-transform: uppercase; letter-spacing: .03em; }
 .finding ul { margin: .3rem 0; padding-left: 1.3rem; max-height: 15rem; overflow: auto; overflow-wrap: anywhere; }
 .chart { max-width: 100%; height: auto; } .chart text { fill: var(--text); font-size: 13px; }
 .chart rect { fill: var(--bar); }
@@ -48,7 +49,8 @@ p { margin: .3rem 0; }
 figure { margin: 0; padding: .6rem; background: var(--card); overflow-wrap: anywhere; font-size: .8rem; }
 figure img { display: block; max-width: 100%; margin: 0 auto .4rem; }
 figcaption b { color: var(--text); font-weight: 600; }
-figcaption ol { margin: .2rem 0 0; padding-left: 1.2rem; }
+figcaption ol { margin: .2rem 0 0; padding-left: 1.4rem; max-height: 11rem; overflow: auto; }
+.cure::before { content: "\2192\00a0"; }
 """
 
 
@@ -80,7 +82,7 @@ def _finding(finding: Finding) -> str:
     kind = {Severity.STOPS: "stops", Severity.HURTS: "hurts", Severity.NOTE: "note"}[finding.severity]
     return (
         f'<section class="finding {kind}"><b>{_safe(finding.severity.value)}</b> {_safe(finding.title)}'
-        f"<ul>{rows}{rest}</ul><p>{_safe(finding.cure)}</p></section>"
+        f'<ul>{rows}{rest}</ul><p class="cure dim">{_safe(finding.cure)}</p></section>'
     )
 
 
@@ -94,7 +96,7 @@ def _histogram(dataset: ImageSet) -> str:
         bars.append(
             f'<text x="92" y="{top + 17}" text-anchor="end">{size}</text>'
             f'<rect x="102" y="{top + 4}" width="{max(length, 2)}" height="18" rx="2"/>'
-            f'<text x="{length + 112}" y="{top + 17}">{bucket.count} ({len(bucket.items)} images)</text>'
+            f'<text x="{length + 112}" y="{top + 17}">{bucket.count} from {counted(len(bucket.items), "image")}</text>'
         )
     height = 26 * len(dataset.buckets)
     return (
@@ -119,7 +121,7 @@ def _sheet(bucket: Bucket, dataset: ImageSet, seen: Collection, seed: int, room:
     chosen = [bucket.items[place * len(bucket.items) // count] for place in range(count)]
     figures = "".join(_figure(dataset.items[index], dataset, seen, f"{seed} {index}") for index in chosen)
     shown = f", {count} of them here" if count < len(bucket.items) else ""
-    title = f"Bucket {bucket.size[0]}x{bucket.size[1]}: {len(bucket.items)} images{shown}"
+    title = f"Bucket {bucket.size[0]}x{bucket.size[1]}: {counted(len(bucket.items), 'image')}{shown}"
     return f'<h3>{title}</h3><div class="sheet">{figures}</div>'
 
 

@@ -26,12 +26,17 @@ def as_text(seen: Collection, findings: list[Finding]) -> str:
 def length_of_run(seen: Collection) -> str:
     """Batches and steps of an epoch, and of the run where its epochs are known."""
     asked = seen.asked
-    text = f"{seen.num_batches} batches and {seen.steps_per_epoch} steps an epoch"
+    text = f"{counted(seen.num_batches, 'batch', 'batches')} and {counted(seen.steps_per_epoch, 'step')} an epoch"
     if asked.accumulation > 1:
         text += f" ({asked.accumulation} batches a step)"
     if asked.epochs is not None:
-        text += f"; {seen.total_steps} steps in {asked.epochs} epochs"
+        text += f"; {counted(seen.total_steps, 'step')} in {counted(asked.epochs, 'epoch')}"
     return text
+
+
+def counted(number: int, thing: str, things: str = "") -> str:
+    """`1 image`, `2 images`."""
+    return f"{number} {thing if number == 1 else things or thing + 's'}"
 
 
 def verdict(findings: list[Finding]) -> str:
@@ -49,8 +54,8 @@ def shape_of(dataset: ImageSet) -> str:
     """Resolution, batch size and counts of one dataset."""
     width, height = dataset.settings.resolution
     return (
-        f"{width}x{height}, batch size {dataset.settings.batch_size}: {len(dataset.items)} images, "
-        f"{num_uses(dataset)} with repeats, {dataset.num_batches} batches of "
+        f"{width}x{height}, batch size {dataset.settings.batch_size}: {counted(len(dataset.items), 'image')}, "
+        f"{num_uses(dataset)} with repeats, {counted(dataset.num_batches, 'batch', 'batches')} of "
         f"{effective_batch_size(dataset):.2f} images on average"
     )
 
@@ -72,8 +77,10 @@ def _dataset_lines(number: int, dataset: ImageSet) -> list[str]:
     for index, subset in enumerate(dataset.settings.subsets):
         count = sum(item.subset == index for item in dataset.items)
         kind = ", regularisation" if subset.is_reg else ""
-        lines.append(f"    {subset.image_dir}: {count} images, each {subset.num_repeats} times{kind}")
+        lines.append(
+            f"    {subset.image_dir}: {counted(count, 'image')}, each {counted(subset.num_repeats, 'time')}{kind}"
+        )
     for bucket in dataset.buckets:
         size = f"{bucket.size[0]}x{bucket.size[1]}"
-        lines.append(f"    bucket {size:>9}: {len(bucket.items)} images, {bucket.count} with repeats")
+        lines.append(f"    bucket {size:>9}: {counted(len(bucket.items), 'image')}, {bucket.count} with repeats")
     return lines

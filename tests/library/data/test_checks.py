@@ -15,6 +15,7 @@ from library.data.checks import all_findings, estimated_tokens
 from library.data.config import CaptionSettings, DatasetConfig, DatasetSettings, SubsetSettings
 from library.data.report import Asked, Finding, Severity, as_table, collect
 
+PLAIN_RUN, PLAIN_CAPTIONS = Asked(), CaptionSettings()
 BUCKETS: dict[str, Any] = {
     "enable_bucket": True,
     "min_bucket_reso": 32,
@@ -25,7 +26,7 @@ BUCKETS: dict[str, Any] = {
 
 
 def find(
-    folder: Path, asked: Asked = Asked(), captions: CaptionSettings = CaptionSettings(), **changes: Any
+    folder: Path, asked: Asked = PLAIN_RUN, captions: CaptionSettings = PLAIN_CAPTIONS, **changes: Any
 ) -> dict[str, Finding]:
     """What is found in one folder of training images."""
     own = {name: changes.pop(name) for name in list(changes) if name in SubsetSettings.__dataclass_fields__}
