@@ -8,13 +8,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from library.data.pixels import crop, image_size, load_rgb, resize, to_pixels
+from library.data.image_file import has_reader
+from library.data.pixels import alpha_of, crop, image_size, load_rgb, load_rgba, make_picture, resize, to_pixels
 
 FACTS = Path(__file__).resolve().parents[2] / "facts/dataset"
 CASES = json.loads((FACTS / "images.json").read_text(encoding="utf-8"))["cases"]
@@ -118,3 +120,90 @@ def test_a_file_cut_short_is_found_out(tmp_path: Path, image: Callable[..., Path
     path.write_bytes(content[: int(len(content) * part)])
     with pytest.raises(ValueError):
         image_size(path)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (61, 47)])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 30}])
+def test_a_photograph_is_decoded_as_pillow_does(tmp_path: Path, size: tuple[int, int], options: dict[str, Any]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "x.jpg", **options)
+    expected = np.asarray(Image.open(tmp_path / "x.jpg"))
+    # The same library decodes in both; a build of another version may round one level apart.
+    assert np.abs(load_rgb(tmp_path / "x.jpg").astype(int) - expected).max() <= 1
+
+
+def test_a_photograph_that_is_cut_short_is_not_filled_up(tmp_path: Path, image: Callable[..., Path]) -> None:
+    path = image(tmp_path / "x.jpg", (64, 64))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="truncated"):
+        load_rgb(path)
+
+
+def test_sixteen_bit_colour_becomes_eight_bit(tmp_path: Path) -> None:
+    deep = np.array([[[0, 32896, 65535]]], dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep[:, :, ::-1])
+    assert load_rgb(tmp_path / "deep.png")[0, 0].tolist() == [0, 128, 255]
+
+
+def test_a_dark_sixteen_bit_image_stays_dark(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 200, dtype=np.uint16)).save(tmp_path / "dark.png")
+    assert load_rgb(tmp_path / "dark.png").max() == 0
+
+
+def test_alpha_is_the_last_channel(tmp_path: Path) -> None:
+    Image.new("RGBA", (2, 2), (10, 20, 30, 51)).save(tmp_path / "x.png")
+    picture = load_rgba(tmp_path / "x.png")
+    assert picture[0, 0].tolist() == [10, 20, 30, 51]
+    assert alpha_of(picture).dtype == np.float32 and np.allclose(alpha_of(picture), 0.2)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "CMYK", "I;16"])
+def test_an_image_without_alpha_is_opaque(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    blank = Image.new("L", (4, 4), 255)
+    (Image.fromarray(np.full((4, 4), 65535, np.uint16)) if mode == "I;16" else blank.convert(mode)).save(path)
+    assert load_rgba(path).tolist() == np.full((4, 4, 4), 255).tolist()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB"])
+def test_a_transparent_colour_is_alpha(tmp_path: Path, mode: str) -> None:
+    picture = Image.new("RGB", (2, 1), (0, 0, 0))
+    picture.putpixel((1, 0), (255, 255, 255))
+    picture = picture.convert(mode)
+    transparent = {"L": 255, "RGB": (255, 255, 255)}.get(mode, picture.getpixel((1, 0)))
+    picture.save(tmp_path / "x.png", transparency=transparent)
+    assert load_rgba(tmp_path / "x.png")[0].tolist() == [[0, 0, 0, 255], [255, 255, 255, 0]]
+    assert load_rgb(tmp_path / "x.png")[0].tolist() == [[0, 0, 0], [255, 255, 255]]
+
+
+def test_a_picture_has_alpha_when_it_is_asked_for(tmp_path: Path) -> None:
+    Image.new("RGBA", (40, 20), (255, 255, 255, 102)).save(tmp_path / "x.png")
+    picture = make_picture(tmp_path / "x.png", (20, 10), (10, 10), alpha=True)
+    assert picture.shape == (10, 10, 4) and np.allclose(alpha_of(picture), 0.4)
+    assert make_picture(tmp_path / "x.png", (20, 10), (10, 10)).shape == (10, 10, 3)
+
+
+@pytest.mark.parametrize("name", ["图像.png", "пёс.jpg", "صورة.webp", "naïve ‘x’.bmp", "犬" * 60 + ".png"])
+def test_names_may_be_in_any_script(tmp_path: Path, name: str) -> None:
+    Image.new("RGB", (8, 6), "white").save(tmp_path / name)
+    assert image_size(tmp_path / name) == (8, 6) and load_rgb(tmp_path / name).min() > 250
+
+
+@pytest.mark.skipif(not has_reader("avif"), reason="no reader of AVIF")
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_avif_is_read(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.new("RGB", (32, 16), "red")
+    picture.save(tmp_path / "x.avif", exif=exif, quality=90)
+    size = (32, 16) if orientation == 1 else (16, 32)
+    assert image_size(tmp_path / "x.avif") == size
+    assert load_rgb(tmp_path / "x.avif").shape == (size[1], size[0], 3)
+
+
+def test_the_first_frame_of_a_gif_with_another_name_is_read(tmp_path: Path) -> None:
+    frames = [Image.new("P", (8, 8), 0), Image.new("P", (8, 8), 1)]
+    for frame in frames:
+        frame.putpalette([255, 0, 0, 0, 0, 255])
+    frames[0].save(tmp_path / "x.png", format="GIF", save_all=True, append_images=frames[1:])
+    assert load_rgb(tmp_path / "x.png")[0, 0].tolist() == [255, 0, 0]
