@@ -49,7 +49,7 @@ p { margin: .3rem 0; }
 figure { margin: 0; padding: .6rem; background: var(--card); overflow-wrap: anywhere; font-size: .8rem; }
 figure img { display: block; max-width: 100%; margin: 0 auto .4rem; }
 figcaption b { color: var(--text); font-weight: 600; }
-figcaption ol { margin: .2rem 0 0; padding-left: 1.4rem; max-height: 11rem; overflow: auto; }
+figcaption ol { margin: .2rem 0 0; padding-left: 1.4rem; max-height: 16rem; overflow: auto; }
 .cure::before { content: "\2192\00a0"; }
 """
 
