@@ -24,7 +24,7 @@ def render_caption(
         caption = f"{settings.caption_prefix} {caption}"
     if settings.caption_suffix:
         caption = f"{caption} {settings.caption_suffix}"
-    if _is_dropped(settings, random, epoch):
+    if is_dropped(settings, random, epoch):
         return ""
     caption = _choose(caption, random) if settings.enable_wildcard else caption.split("\n")[0]
     if _has_tag_operations(settings) or _has_mark(caption, settings):
@@ -34,7 +34,8 @@ def render_caption(
     return caption
 
 
-def _is_dropped(settings: CaptionSettings, random: Random, epoch: int) -> bool:
+def is_dropped(settings: CaptionSettings, random: Random, epoch: int) -> bool:
+    """Whether the caption is empty this time; draws once if there is a rate."""
     rate, every = settings.caption_dropout_rate, settings.caption_dropout_every_n_epochs
     if rate > 0 and random.random() < rate:
         return True

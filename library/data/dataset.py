@@ -15,11 +15,13 @@ from torch.utils.data import Dataset
 
 from library.data.buckets import Buckets, crop_condition
 from library.data.cache_files import read_latents
-from library.data.captions import render_caption
+from library.data.captions import is_dropped, render_caption
 from library.data.config import DatasetConfig, DatasetSettings, SubsetSettings
 from library.data.items import Batch, BatchRequest, CachedLatents, ImageItem, Sizes
 from library.data.pixels import make_picture, to_pixels
 from library.data.scan import ScannedDataset, scan_images
+from library.data.text_cache_files import TextCache, stack_text
+from library.data.text_variants import variant_caption
 from library.files.formats import LatentFormat
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,8 @@ class ImageSet:
     mean_aspect_error: float
     latent_format: LatentFormat | None = None
     """Set when the latents of all items are cached."""
+    text_cache: TextCache | None = None
+    """Set when the captions of all items are cached in encoded form."""
 
     @property
     def num_batches(self) -> int:
@@ -96,6 +100,11 @@ class TrainingSet(Dataset[Batch]):
         """Whether every image has latents in memory or on disk."""
         return all(item.latents or item.latents_file for dataset in self.datasets for item in dataset.items)
 
+    @property
+    def text_cached(self) -> bool:
+        """Whether every caption is cached in encoded form."""
+        return all(dataset.text_cache for dataset in self.datasets)
+
     def __len__(self) -> int:
         return self.num_batches
 
@@ -133,6 +142,7 @@ class TrainingSet(Dataset[Batch]):
             loss_weights=torch.tensor(weights) * request.weight,
             pixels=_pixels(rows),
             latents=_latents(rows),
+            text=_text(rows, dataset),
             sizes=_sizes(items, rows),
             keep_prior=tuple(
                 i for i, subset in enumerate(subsets) if subset.custom_attributes.get("diff_output_preservation")
@@ -246,6 +256,7 @@ class _Row:
     flipped: bool
     picture: np.ndarray | None = None
     latents: Tensor | None = None
+    text: dict[str, Tensor] | None = None
 
 
 def _make_row(
@@ -262,6 +273,9 @@ def _make_row(
         row.crop_ltrb = cached.crop_ltrb
     else:
         row.picture = _picture(item, subset, random, flipped)
+    if dataset.text_cache is not None:
+        row.caption, row.text = _cached_text(item, subset, dataset.text_cache, random, request.epoch)
+        return row
     row.caption = render_caption(
         item.caption,
         subset.captions,
@@ -278,6 +292,16 @@ def _cached(item: ImageItem, dataset: ImageSet, subset: SubsetSettings) -> Cache
         return item.latents
     assert dataset.latent_format is not None
     return read_latents(item.latents_file, dataset.latent_format, item, flipped=subset.flip_aug)
+
+
+def _cached_text(
+    item: ImageItem, subset: SubsetSettings, cache: TextCache, random: Random, epoch: int
+) -> tuple[str, dict[str, Tensor]]:
+    """The caption used this time and its encoding: the empty one when it is dropped, else one of the variants."""
+    if is_dropped(subset.captions, random, epoch):
+        return "", cache.text(item, None)
+    variant = random.randrange(item.text_variants)
+    return variant_caption(item, subset.captions, variant), cache.text(item, variant)
 
 
 def _picture(item: ImageItem, subset: SubsetSettings, random: Random, flipped: bool) -> np.ndarray:
@@ -297,6 +321,11 @@ def _pixels(rows: Sequence[_Row]) -> Tensor | None:
 def _latents(rows: Sequence[_Row]) -> Tensor | None:
     latents = [row.latents for row in rows if row.latents is not None]
     return torch.stack(latents) if latents else None
+
+
+def _text(rows: Sequence[_Row], dataset: ImageSet) -> dict[str, Tensor]:
+    found = [row.text for row in rows if row.text is not None]
+    return stack_text(found, dataset.text_cache.fmt) if dataset.text_cache is not None else {}
 
 
 def _sizes(items: Sequence[ImageItem], rows: Sequence[_Row]) -> Sizes:

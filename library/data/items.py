@@ -26,6 +26,16 @@ class CachedLatents:
     """[H, W] in 0..1, in bucket pixels."""
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """What the text encoders made of one caption, without the rows of zeros at its end."""
+
+    arrays: dict[str, Tensor]
+    """[...] each, no batch dimension."""
+    lengths: tuple[int, ...]
+    """For each group of arrays by token, the rows with those zeros."""
+
+
 @dataclass
 class ImageItem:
     """One image of the collection, with what the scan found out about it."""
@@ -47,6 +57,12 @@ class ImageItem:
     """Filled when latents are cached in memory."""
     latents_file: Path | None = None
     """Set when latents are cached on disk."""
+    text: list[Encoding] = field(default_factory=list, repr=False)
+    """The variants of the caption, filled when text is cached in memory."""
+    text_file: Path | None = None
+    """Set when text is cached on disk."""
+    text_variants: int = 0
+    """How many variants of the caption are cached."""
 
 
 @dataclass(frozen=True)

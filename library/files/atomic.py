@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}\.tmp(\.[^.]+)?")
+"""What `replacing` calls its temporary files."""
+LEFTOVER_AGE = 3600
+"""Seconds after which nobody can be at work on a temporary file any more."""
 
 
 @contextmanager
@@ -27,3 +34,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folders: Iterable[Path], suffix: str) -> None:
+    """Remove what runs that were killed left of files ending in `suffix`, unless someone may be writing it now."""
+    long_ago = time.time() - LEFTOVER_AGE
+    extension = Path(suffix).suffix
+    for folder in folders:
+        with os.scandir(folder) as entries:
+            found = [e for e in entries if e.name.endswith(extension) and LEFTOVER.fullmatch(e.name)]
+        for entry in found:
+            if entry.stat().st_mtime < long_ago:
+                Path(entry.path).unlink(missing_ok=True)
