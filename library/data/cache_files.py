@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from library.data.buckets import crop_condition
+from library.data.cache_arrays import MARK, NUMBERS, UNREADABLE, fine_enough, name_of, rewrite, to_array, to_tensor
 from library.data.items import CachedLatents, ImageItem
-from library.files.atomic import replacing
 from library.files.formats import LatentFormat
 
 VERSION = 1
 """Counts up when the same image, settings and VAE give other latents."""
-
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-
-MARK = "fingerprint"
-"""The array that says what a file was made from, one text of four words: the recipe's fingerprint, then digest,
-size and modification time (ns) of the image, so that an image nobody touched is not read again."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +80,13 @@ def image_state(path: Path, content: bytes | None = None) -> ImageState:
     return ImageState(digest, stat.st_size, stat.st_mtime_ns)
 
 
-def check_latents(file: Path, item: ImageItem, fmt: LatentFormat, recipe: Recipe, flipped: bool) -> Verdict:
-    """What the cache `file` of `item` is worth; the image is read only if its size or time has changed."""
+def check_latents(
+    file: Path, item: ImageItem, fmt: LatentFormat, recipe: Recipe, flipped: bool, dtype: torch.dtype | None = None
+) -> Verdict:
+    """What the cache `file` of `item` is worth; the image is read only if its size or time has changed.
+
+    Numbers coarser than `dtype` are worth nothing; None takes any.
+    """
     path, end = file_in_use(file, item, fmt), array_suffix(item, fmt)
     if not path.exists():
         return Verdict.STALE
@@ -99,8 +97,10 @@ def check_latents(file: Path, item: ImageItem, fmt: LatentFormat, recipe: Recipe
                 return Verdict.STALE
             if MARK + end not in names:
                 return Verdict.UNMARKED if arrays[f"latents{end}"].shape == _shape(item, fmt) else Verdict.STALE
-            fingerprint, digest, size, mtime_ns = str(arrays[MARK + end]).split()
+            fingerprint, digest, size, mtime_ns, numbers = _words(arrays[MARK + end])
     except UNREADABLE:
+        return Verdict.STALE
+    if not fine_enough(numbers, dtype):
         return Verdict.STALE
     stat = item.path.stat()
     if (str(stat.st_size), str(stat.st_mtime_ns)) == (size, mtime_ns):
@@ -111,9 +111,11 @@ def check_latents(file: Path, item: ImageItem, fmt: LatentFormat, recipe: Recipe
 
 def mark_latents(file: Path, item: ImageItem, fmt: LatentFormat, recipe: Recipe) -> None:
     """Write into the cache file in use that it was made from the image as it is now."""
-    end = array_suffix(item, fmt)
-    mark = _mark(image_state(item.path), recipe)
-    _rewrite(file_in_use(file, item, fmt), {MARK + end: mark}, keeps=lambda name: name != MARK + end)
+    path, end = file_in_use(file, item, fmt), array_suffix(item, fmt)
+    with np.load(path, allow_pickle=False) as arrays:
+        numbers = name_of(to_tensor(arrays[f"latents{end}"]).dtype)
+    mark = _mark(image_state(item.path), recipe, numbers)
+    rewrite(path, {MARK + end: mark}, keeps=lambda name: name != MARK + end)
 
 
 def write_latents(
@@ -125,17 +127,19 @@ def write_latents(
     latents: Tensor,
     flipped: Tensor | None = None,
 ) -> None:
-    """Write latents [C, h, w] of `item` as float32; arrays of other sizes stay in a file that holds several."""
-    end = array_suffix(item, fmt)
+    """Write latents [C, h, w] of `item`; arrays of other sizes stay in a file that holds several."""
+    end, numbers = array_suffix(item, fmt), name_of(latents.dtype)
     arrays = {
-        f"latents{end}": latents.float().numpy(),
+        f"latents{end}": to_array(latents),
         f"original_size{end}": np.array(item.size),
         f"crop_ltrb{end}": np.array(crop_condition(item.size, item.bucket), dtype=np.float64),
-        MARK + end: _mark(state, recipe),
+        MARK + end: _mark(state, recipe, numbers),
     }
     if flipped is not None:
-        arrays[f"latents_flipped{end}"] = flipped.float().numpy()
-    _rewrite(file, arrays, keeps=lambda name: fmt.sizes_in_keys and not name.endswith(end))
+        arrays[f"latents_flipped{end}"] = to_array(flipped)
+    if numbers == "bfloat16":
+        arrays[NUMBERS + end] = np.array(numbers)
+    rewrite(file, arrays, keeps=lambda name: fmt.sizes_in_keys and not name.endswith(end))
 
 
 def read_latents(file: Path, fmt: LatentFormat, item: ImageItem, flipped: bool) -> CachedLatents:
@@ -143,12 +147,14 @@ def read_latents(file: Path, fmt: LatentFormat, item: ImageItem, flipped: bool) 
     path, end = file_in_use(file, item, fmt), array_suffix(item, fmt)
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            latents = arrays[f"latents{end}"]
-            mirrored = arrays[f"latents_flipped{end}"] if flipped else None
+            latents = to_tensor(arrays[f"latents{end}"]).float()
+            mirrored = to_tensor(arrays[f"latents_flipped{end}"]).float() if flipped else None
     except UNREADABLE as error:
         raise ValueError(f"{path}: not a usable latent cache ({error}); delete it and start again") from error
     if latents.shape != _shape(item, fmt):
-        raise ValueError(f"{path}: latents of shape {latents.shape}, expected {_shape(item, fmt)}; delete the file")
+        raise ValueError(
+            f"{path}: latents of shape {tuple(latents.shape)}, expected {_shape(item, fmt)}; delete the file"
+        )
     return CachedLatents(latents, item.size, crop_condition(item.size, item.bucket), mirrored)
 
 
@@ -156,18 +162,13 @@ def _shape(item: ImageItem, fmt: LatentFormat) -> tuple[int, int, int]:
     return fmt.channels, item.bucket[1] // fmt.stride, item.bucket[0] // fmt.stride
 
 
-def _mark(state: ImageState, recipe: Recipe) -> np.ndarray:
-    return np.array(f"{recipe.fingerprint(state.digest)} {state.digest} {state.size} {state.mtime_ns}")
+def _mark(state: ImageState, recipe: Recipe, numbers: str) -> np.ndarray:
+    """Five words: the recipe's fingerprint, then digest, size and modification time (ns) of the image, so that an
+    image nobody touched is not read again, then the type of the numbers.
+    """
+    return np.array(f"{recipe.fingerprint(state.digest)} {state.digest} {state.size} {state.mtime_ns} {numbers}")
 
 
-def _rewrite(path: Path, arrays: dict[str, np.ndarray], keeps: Callable[[str], bool]) -> None:
-    """Put `arrays` into the file, beside those of its old arrays that `keeps` names."""
-    kept: dict[str, np.ndarray] = {}
-    if path.exists():
-        try:
-            with np.load(path, allow_pickle=False) as old:
-                kept = {name: old[name] for name in old.files if keeps(name)}
-        except UNREADABLE:
-            kept = {}
-    with replacing(path) as temporary:
-        np.savez(temporary, allow_pickle=False, **(kept | arrays))
+def _words(mark: np.ndarray) -> tuple[str, str, str, str, str]:
+    fingerprint, digest, size, mtime_ns, *numbers = str(mark).split()
+    return fingerprint, digest, size, mtime_ns, numbers[0] if numbers else "float32"

@@ -31,6 +31,7 @@ from library.data.cache_files import (
 from library.data.dataset import TrainingSet
 from library.data.items import CachedLatents, ImageItem
 from library.data.pixels import make_picture, to_pixels
+from library.files.atomic import remove_leftovers
 from library.files.formats import LatentFormat
 
 logger = logging.getLogger(__name__)
@@ -58,13 +59,15 @@ def cache_latents(
     rank: int = 0,
     world_size: int = 1,
     skip_cache_check: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Give every image of `training_set` its latents, in memory or beside the image on disk.
 
     On disk only what is missing or stale is encoded (with `skip_cache_check`, only what is missing), each file by
     one rank; the ranks must wait for each other before they train. In memory every rank encodes all images, since
     any image may come up on any rank. `vae_id` names the VAE's weights; other weights make a file stale. Seeds
-    come from the image's bytes and settings, so equal inputs give equal caches. Raises ValueError for images that
+    come from the image's bytes and settings, so equal inputs give equal caches. `dtype` is that of the numbers kept;
+    unless given, float32 on disk and the VAE's in memory. Raises ValueError for images that
     cannot be read, for latents that are not finite, and for settings that change pictures each time.
     """
     _refuse_changing_pictures(training_set)
@@ -72,11 +75,14 @@ def cache_latents(
     if to_disk:
         files = sorted({target.file for target in targets if target.file})
         mine = set(files[rank::world_size])
-        todo = _out_of_date([target for target in targets if target.file in mine], fmt, skip_cache_check)
+        if rank == 0:
+            remove_leftovers({file.parent for file in files}, fmt.suffix)
+        todo = _out_of_date([target for target in targets if target.file in mine], fmt, skip_cache_check, dtype)
     else:
         todo = targets
     if todo:
-        _encode_all(todo, encode, fmt, batch_size)
+        kept_in = dtype or (torch.float32 if to_disk else None)
+        _encode_all(todo, encode, fmt, batch_size, kept_in)
     for dataset in training_set.datasets:
         dataset.latent_format = fmt
 
@@ -152,7 +158,9 @@ def _free_file(target: _Target, fmt: LatentFormat, taken: set[tuple[Path, str]])
     return file
 
 
-def _out_of_date(targets: list[_Target], fmt: LatentFormat, skip_cache_check: bool) -> list[_Target]:
+def _out_of_date(
+    targets: list[_Target], fmt: LatentFormat, skip_cache_check: bool, dtype: torch.dtype | None
+) -> list[_Target]:
     """The targets without a valid cache file; files that fit but say nothing of their origin are marked."""
 
     def verdict(target: _Target) -> Verdict:
@@ -160,7 +168,7 @@ def _out_of_date(targets: list[_Target], fmt: LatentFormat, skip_cache_check: bo
         if skip_cache_check:
             exists = file_in_use(target.file, target.item, fmt).exists()
             return Verdict.GOOD if exists else Verdict.STALE
-        return check_latents(target.file, target.item, fmt, target.recipe, target.flips)
+        return check_latents(target.file, target.item, fmt, target.recipe, target.flips, dtype)
 
     with ThreadPoolExecutor(READERS) as pool:
         verdicts = list(pool.map(verdict, targets))
@@ -179,13 +187,15 @@ def _out_of_date(targets: list[_Target], fmt: LatentFormat, skip_cache_check: bo
     return [target for target, found in zip(targets, verdicts, strict=True) if found is Verdict.STALE]
 
 
-def _encode_all(targets: list[_Target], encode: Encode, fmt: LatentFormat, batch_size: int) -> None:
+def _encode_all(
+    targets: list[_Target], encode: Encode, fmt: LatentFormat, batch_size: int, dtype: torch.dtype | None
+) -> None:
     """Read ahead, encode batch by batch, write behind."""
     done = _Done(total=len(targets))
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(1) as writer:
         writes: deque[Future[None]] = deque()
         for batch in _batches(targets, readers, batch_size, done):
-            latents, flipped = _encode_batch(batch, encode)
+            latents, flipped = _encode_batch(batch, encode, dtype)
             for row, picture in enumerate(batch):
                 mirrored = None if flipped is None else flipped[row]
                 writes.append(writer.submit(_keep, picture, fmt, latents[row], mirrored))
@@ -242,26 +252,27 @@ def _read(target: _Target) -> _Picture | str:
         return f"  {item.path}: {error}"
 
 
-def _encode_batch(batch: list[_Picture], encode: Encode) -> tuple[Tensor, Tensor | None]:
+def _encode_batch(batch: list[_Picture], encode: Encode, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
     """Latents [B, C, h, w] on the CPU, and those of the mirror images if they are wanted."""
     pixels = to_pixels([picture.image for picture in batch])
     prints = [picture.target.recipe.fingerprint(picture.state.digest) for picture in batch]
-    latents = _checked(encode(pixels, [_seed(name) for name in prints]), batch)
+    latents = _checked(encode(pixels, [_seed(name) for name in prints]), batch, dtype)
     if not batch[0].target.flips:
         return latents, None
-    return latents, _checked(encode(pixels.flip(-1), [_seed(name + " flipped") for name in prints]), batch)
+    return latents, _checked(encode(pixels.flip(-1), [_seed(name + " flipped") for name in prints]), batch, dtype)
 
 
 def _seed(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _checked(latents: Tensor, batch: list[_Picture]) -> Tensor:
-    latents = latents.detach().to("cpu")
+def _checked(latents: Tensor, batch: list[_Picture], dtype: torch.dtype | None) -> Tensor:
+    latents = latents.detach().to("cpu", dtype or latents.dtype)
     if not torch.isfinite(latents).all():
         bad = [str(picture.target.item.path) for picture, row in zip(batch, latents) if not torch.isfinite(row).all()]
         raise ValueError(
-            f"the VAE gives values that are not numbers for {', '.join(bad)}; use --no_half_vae, or another --vae"
+            f"the VAE gives values that are not numbers for {', '.join(bad)}; use --no_half_vae, another --vae, "
+            "or another --cache_dtype than float16"
         )
     return latents
 

@@ -11,7 +11,7 @@ from random import Random
 
 import numpy as np
 
-from library.data.cache_files import UNREADABLE
+from library.data.cache_arrays import UNREADABLE
 from library.data.captions import render_caption
 from library.data.config import SubsetSettings
 from library.data.dataset import Bucket, ImageSet

@@ -64,7 +64,7 @@ def test_the_file_has_the_published_name_and_arrays(training_set: Load, folder: 
         assert arrays["latents_flipped"].shape == (4, 6, 10)
         assert arrays["original_size"].tolist() == [96, 64]
         assert arrays["crop_ltrb"].tolist() == [4, 0, 76, 48]
-        assert len(str(arrays["fingerprint"]).split()) == 4
+        assert len(str(arrays["fingerprint"]).split()) == 5
 
 
 def test_one_file_holds_several_sizes_where_the_format_says_so(training_set: Load, folder: Path) -> None:
@@ -277,3 +277,67 @@ def test_the_count_of_cached_images_is_logged(training_set: Load, caplog: pytest
     with caplog.at_level(logging.INFO):
         fill(training_set())
     assert "latents: 0 of 9 are on disk" in caplog.text and "latents: 9 of 9 encoded" in caplog.text
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [(torch.float16, "float16"), (torch.bfloat16, "uint16")], ids=str)
+def test_latents_of_sixteen_bits_take_half_the_space(
+    training_set: Load, folder: Path, dtype: torch.dtype, stored: str
+) -> None:
+    exact = training_set()
+    fill(exact)
+    size = (folder / "1_0096x0064_sd.npz").stat().st_size
+    assert fill(training_set(flip_aug=True), FLUX, dtype=dtype) == 18
+    data = training_set()
+    for number in range(9):
+        next(folder.glob(f"{number}_*_sd.npz")).unlink()
+    assert fill(data, dtype=dtype) == 9
+    with np.load(folder / "1_0096x0064_sd.npz") as arrays:
+        assert arrays["latents"].dtype.name == stored
+        assert ("dtype" in arrays.files) == (dtype == torch.bfloat16)
+    assert (folder / "1_0096x0064_sd.npz").stat().st_size < size
+    assert latents(data, 1).dtype == torch.float32  # what the trainer sees does not depend on the file
+    assert torch.equal(latents(data, 1), latents(data, 1).to(dtype).float())
+    flipped = training_set(flip_aug=True)
+    assert fill(flipped, FLUX, dtype=dtype) == 0
+    assert latents(flipped, 1).dtype == torch.float32
+
+
+def test_coarser_latents_than_asked_for_are_encoded_again_and_finer_ones_taken(training_set: Load) -> None:
+    fill(training_set(), dtype=torch.bfloat16)
+    assert fill(training_set()) == 0
+    assert fill(training_set(), dtype=torch.float16) == 9
+    assert fill(training_set(), dtype=torch.float32) == 9
+    assert fill(training_set(), dtype=torch.bfloat16) == 0
+
+
+def test_marks_of_four_words_are_those_of_float32(training_set: Load, folder: Path) -> None:
+    fill(training_set())
+    path = folder / "1_0096x0064_sd.npz"
+    with np.load(path) as arrays:
+        old = {name: arrays[name] for name in arrays.files}
+    old["fingerprint"] = np.array(str(old["fingerprint"]).removesuffix(" float32"))
+    np.savez(path, allow_pickle=False, **old)
+    assert fill(training_set(), dtype=torch.float32) == 0
+
+
+def test_a_coarse_file_without_a_mark_says_so_once_it_is_marked(training_set: Load, folder: Path) -> None:
+    np.savez(folder / "4_0096x0064_sd.npz", latents=np.zeros((4, 6, 10), dtype=np.float16))
+    assert fill(training_set()) == 8
+    assert fill(training_set(), dtype=torch.float32) == 1
+
+
+def test_latents_too_large_for_float16_name_the_image(training_set: Load) -> None:
+    def encode(pixels: Tensor, seeds: Sequence[int]) -> Tensor:
+        return torch.full((len(pixels), 4, pixels.shape[2] // 8, pixels.shape[3] // 8), 1e6)
+
+    with pytest.raises(ValueError, match=r"another --cache_dtype than float16"):
+        cache_latents(training_set(), encode, SD, vae_id="vae", batch_size=2, to_disk=True, dtype=torch.float16)
+
+
+def test_what_a_killed_run_left_is_removed_after_a_while(training_set: Load, folder: Path) -> None:
+    names = [".4_0096x0064_sd.0123456789ab.tmp.npz", ".5_0064x0096_sd.0123456789ab.tmp.npz"]
+    for name in names:
+        (folder / name).write_bytes(b"half")
+    os.utime(folder / names[0], (1, 1))
+    assert fill(training_set()) == 9
+    assert [(folder / name).exists() for name in names] == [False, True]
