@@ -93,3 +93,8 @@ class CacheFlags:
     vae_batch_size: int = flag(1, "images per VAE call while filling the cache", at_least=1)
     cache_latents_to_disk: bool = flag(False, "keep encoded images beside the images as .npz, for later runs too")
     skip_cache_check: bool = flag(False, "trust cache files that are there without opening them")
+    cache_dtype: str | None = flag(
+        None,
+        "number format of what is cached; unless given, latents are float32 on disk and as the VAE gives them in memory",
+        choices=(None, "float32", "float16", "bfloat16"),
+    )
