@@ -85,6 +85,7 @@ class DDPM:
         if self.min_timestep >= self.max_timestep:
             return torch.full((count,), self.max_timestep, dtype=torch.int64, device=device)
         drawn = torch.randint(self.min_timestep, self.max_timestep, (count,), generator=draws.timesteps)
+        draws.drawn.append(drawn)
         return drawn.to(device, non_blocking=True)
 
     def _on(self, device: torch.device) -> _Tables:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -22,6 +22,8 @@ class Draws:
     noise: torch.Generator
     timesteps: torch.Generator
     scalars: random.Random
+    drawn: list[Tensor] = field(default_factory=list)
+    """Timesteps 0..1000 that were drawn so far, [B] each, still on the CPU: reading them waits for nothing."""
 
     @staticmethod
     def seeded(seed: int, device: torch.device | str = "cpu") -> Draws:

@@ -127,13 +127,17 @@ def fill_module(
 
     `sources` name every parameter and persistent buffer of `module`. Floating tensors are cast to `dtype`, integers
     keep theirs; `on_weight` sees each name and cast value, and its answer takes the value's place. The weight of a
-    1x1 convolution fills a linear layer and the other way round, since the numbers are the same.
+    1x1 convolution fills a linear layer and the other way round, since the numbers are the same. On the device "meta"
+    keys and shapes are checked and nothing is read.
 
     Raises:
         ValueError: keys are missing or left over, or a shape is wrong; names the file and the first few keys.
     """
     wanted = module.state_dict()
     check_sources(wanted, sources)
+    if torch.device(device).type == "meta":
+        module.to(device=device, dtype=dtype)
+        return
     owners = dict(module.named_modules())
     for name, placeholder in wanted.items():
         value = sources[name].read().reshape(placeholder.shape)

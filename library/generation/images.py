@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,13 @@ def sample_file_name(
     when = f"{step:06d}" if epoch is None else f"e{epoch:06d}"
     suffix = "" if seed is None else f"_{seed}"
     return f"{prefix}{when}_{index:02d}_{now:%Y%m%d%H%M%S}{suffix}.png"
+
+
+def sample_index(name: str) -> int:
+    """The `index` that `sample_file_name` has put into `name`."""
+    found = re.search(r"_(\d{2,})_\d{14}(_\d+)?\.png$", name)
+    assert found is not None, f"{name} is not the name of a preview"
+    return int(found[1])
 
 
 def to_image(pixels: Tensor) -> Image.Image:

@@ -58,6 +58,18 @@ class ImageRequest:
 
 
 @dataclass(frozen=True)
+class TokenCount:
+    """How one text encoder reads a caption."""
+
+    tokens: int
+    """Tokens of the whole caption, without marks."""
+    room: int
+    """Tokens that are read."""
+    cut: str
+    """The text of what is beyond; empty when all of it is read."""
+
+
+@dataclass(frozen=True)
 class SwapGroup:
     """A list of blocks in running order, and how many of them `--blocks_to_swap` takes off the device."""
 
@@ -66,7 +78,11 @@ class SwapGroup:
 
 
 class Architecture(ABC):
-    """One model family. Dimensions are inferred from the checkpoint, so a small or pruned model needs no config."""
+    """One model family. Dimensions are inferred from the checkpoint, so a small or pruned model needs no config.
+
+    On the device "meta" the `load_` methods read the headers of the files and nothing else: the models have their
+    sizes and no weights, and every mistake that the keys and shapes tell is raised.
+    """
 
     name: ClassVar[str]
     bucket_multiple: ClassVar[int]
@@ -93,6 +109,10 @@ class Architecture(ABC):
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Token ids and word weights of training captions, [B, ...] each, on the CPU."""
 
+    def token_counts(self, caption: str) -> list[TokenCount]:
+        """How long `caption` is for each text encoder, for the user to see."""
+        return []
+
     @abstractmethod
     def encode_text(self, encoders: Sequence[nn.Module | None], tokens: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the encoders make of `tokens`; an absent encoder leaves its keys out."""
@@ -113,6 +133,10 @@ class Architecture(ABC):
     @abstractmethod
     def vae_id(self) -> str:
         """What names the VAE's weights: caches made with other weights are stale."""
+
+    def text_encoder_id(self) -> str:
+        """What names the text encoders' weights and all else that decides their answers besides `text.must_match`."""
+        raise ValueError(f"{self.name} models have no cache of text: their encoder is small and runs at every step")
 
     def scale_latents(self, latents: Tensor) -> Tensor:
         """Latents as cached -> as the denoiser takes them."""

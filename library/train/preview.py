@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from library.flags.monitor import PreviewFlags
 from library.flags.output import OutputFlags
-from library.generation.images import sample_file_name, save_png, to_image
+from library.generation.images import sample_file_name, sample_index, save_png, to_image
 from library.generation.prompt_line import read_prompts
 from library.models.architecture import Architecture, ImageRequest
+from library.train.history import Picture
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +135,15 @@ class Previews:
             files = sorted(gather_object(files))
         self._log_images(files, accelerator, step)
         return [path for _, path in files]
+
+    def described(self, files: Sequence[Path]) -> list[Picture]:
+        """`files` of `make` with their prompts, in the order of the prompts; paths are relative to --output_dir."""
+        pictures = []
+        for path in files:
+            index = sample_index(path.name)
+            prompt = self.requests[index].prompt if index < len(self.requests) else ""
+            pictures.append(Picture(path.relative_to(self.folder.parent), prompt, index))
+        return pictures
 
     def _make_one(
         self,

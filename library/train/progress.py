@@ -1,15 +1,13 @@
-"""What a run says while it runs: the line with the average loss, the trackers and the log file."""
+"""What a run says while it runs: the line with the average loss, the log, the trackers and the report page."""
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,45 +16,59 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from library.flags.output import LoggingFlags
+from library.flags.output import OutputFlags
 from library.flags.settings import Settings
+from library.train.history import History, Picture
+from library.train.log_file import LogFile, log_path, read_log
+from library.train.pace import Pace
+from library.train.report_page import ReportPage
 from library.train.state import Plan
-
-LOG_FILE = "log.jsonl"
-"""Beside the TensorBoard folder: one JSON object per line, with `step`, `epoch`, `time` and the values."""
 
 
 class Progress:
-    """The losses and rates of a run, told on the main process.
+    """The losses, rates and events of a run, told on the main process.
 
     A loss stays on the device while its step runs; it is read when the next one has been handed in, so that nothing
     waits for it. What is logged still carries the number of the step that it belongs to.
     """
 
     def __init__(
-        self, plan: Plan, group_names: Sequence[str], accelerator: Accelerator, settings: Settings, first_step: int = 0
+        self,
+        plan: Plan,
+        group_names: Sequence[str],
+        accelerator: Accelerator,
+        settings: Settings,
+        first_step: int = 0,
+        page: ReportPage | None = None,
     ) -> None:
         self.accelerator = accelerator
+        self.speaks = accelerator.is_main_process
         self.group_names = list(group_names)
         self.average = MovingAverage(plan.batches_per_epoch)
+        self.pace = Pace(accelerator.device, accelerator.num_processes)
+        self.timesteps = TimestepCounts()
         self.epoch = 0
         self.step = first_step
-        self._log_file = LogFile(log_path(accelerator, settings[LoggingFlags]))
+        self.history = History()
+        self.page = page if self.speaks else None
+        path = log_path(settings[OutputFlags]) if self.speaks else None
+        if path is not None and first_step:
+            self.history.replay(read_log(path, before=first_step))
+        self._log_file = LogFile(path, first_step)
         self._reader = ScalarReader()
         self._waiting: deque[_Update] = deque()
         self._read: list[float] = []
         self._batches = 0
-        self._bar = tqdm(
-            total=plan.steps,
-            initial=first_step,
-            desc="steps",
-            smoothing=0,
-            disable=not accelerator.is_main_process,
-        )
+        self._bar = tqdm(total=plan.steps, initial=first_step, desc="steps", smoothing=0, disable=not self.speaks)
 
     def start_epoch(self, epoch: int) -> None:
         """`epoch` begins, 1 for the first."""
         self.epoch = epoch
+
+    def add_batch(self, num_images: int, timesteps: Sequence[Tensor]) -> None:
+        """A batch is on its way; `timesteps` are what it drew, on the CPU."""
+        self.pace.add_images(num_images)
+        self.timesteps.add(timesteps)
 
     def add_loss(self, loss: Tensor) -> None:
         """The loss of one batch, a scalar on its device."""
@@ -65,31 +77,66 @@ class Progress:
 
     def finish_update(self, step: int, optimizer: Optimizer, extra: Mapping[str, float] | None = None) -> None:
         """Optimizer step `step` is done; `extra` goes into the log beside its loss and its rates."""
-        values = learning_rates(optimizer, self.group_names) | dict(extra or {})
+        values = learning_rates(optimizer, self.group_names) | dict(extra or {}) | self.pace.finish_update()
         self._waiting.append(_Update(step, self.epoch, self._batches, values))
         self._batches = 0
         self.step = step
         self._bar.update(1)
+        if self.page is not None and self.page.is_old:
+            self.page.rewrite(self.history)
 
     def finish_epoch(self, epoch: int) -> None:
-        """Log the average over the epoch that ends."""
+        """Log the average over the epoch that ends, its pace and the timesteps drawn so far."""
         self._take(self._reader.last())
         if self.average.count:
-            self.log({"loss/epoch_average": self.average.value}, self.step, epoch)
+            self.log({"loss/epoch_average": self.average.value} | self.pace.measured(), self.step, epoch)
+        if self.timesteps.total:
+            self.log_table("timesteps", self.timesteps.rows(), self.step)
+        self.rewrite_page()
 
     def log(self, values: Mapping[str, float], step: int, epoch: int) -> None:
-        """Send `values` to every tracker and to the log file."""
-        if not self.accelerator.is_main_process:
+        """Send `values` to every tracker, to the log file and to the page."""
+        if not self.speaks:
             return
         if self.accelerator.trackers:
             self.accelerator.log(dict(values), step=step)
         self._log_file.write(values, step, epoch)
+        self.history.add(values, step)
+
+    def log_table(self, name: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Put a table into the log file and on the page; a later one of the same name takes its place there."""
+        if self.speaks:
+            self._log_file.write({"table": name, "rows": rows}, step, self.epoch)
+            self.history.tables[name] = (step, [dict(row) for row in rows])
+
+    def log_event(self, event: str, step: int, **values: Any) -> None:
+        """Put something that happens once, such as a save, into the log file and on the page."""
+        if self.speaks:
+            self._log_file.write({"event": event, **values}, step, self.epoch)
+            self.history.add_event(event, step, self.epoch, values)
+            self.rewrite_page()
+
+    def log_previews(self, pictures: Sequence[Picture], step: int) -> None:
+        """Put previews into the log file and on the page."""
+        entries = [{"path": one.path.as_posix(), "prompt": one.prompt, "index": one.index} for one in pictures]
+        self.log_event("preview", step, pictures=entries)
+
+    def aside(self) -> AbstractContextManager[None]:
+        """A context for what is no part of a step, so that the time per step leaves it out."""
+        return self.pace.aside()
+
+    def rewrite_page(self) -> None:
+        """Bring the page up to date, in a thread of its own."""
+        if self.page is not None:
+            self.page.rewrite(self.history)
 
     def close(self) -> None:
-        """Log what has not been read yet and end the line."""
+        """Log what has not been read yet, end the line and finish the page."""
         self._take(self._reader.last())
         self._bar.close()
         self._log_file.close()
+        if self.page is not None:
+            self.page.close(self.history)
 
     def _take(self, loss: float | None) -> None:
         """Count a loss that has been read; the last one of an update completes its entry in the log."""
@@ -192,36 +239,33 @@ class _Slot:
         return float(self._value[0])
 
 
-class LogFile:
-    """A file of JSON lines, made with its first line; nothing happens without a path."""
+class TimestepCounts:
+    """How often timesteps were drawn, in bins of the schedule's thousand."""
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self._file: IO[str] | None = None
+    BINS = 25
+    WIDTH = 1000 // BINS
 
-    def write(self, values: Mapping[str, float], step: int, epoch: int) -> None:
-        """Append one line; a value that is not finite becomes null."""
-        if self.path is None:
-            return
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8", buffering=1)
-        row: dict[str, float | None] = {"step": step, "epoch": epoch, "time": round(time.time(), 3)}
-        row.update((key, float(value) if math.isfinite(value) else None) for key, value in values.items())
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+    def __init__(self) -> None:
+        self.counts = np.zeros(self.BINS, dtype=np.int64)
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    @property
+    def total(self) -> int:
+        """All draws of this process."""
+        return int(self.counts.sum())
 
+    def add(self, drawn: Sequence[Tensor]) -> None:
+        """Count timesteps 0..999, [B] each, on the CPU."""
+        for timesteps in drawn:
+            bins = (timesteps.numpy() / self.WIDTH).astype(np.int64).clip(0, self.BINS - 1)
+            self.counts += np.bincount(bins, minlength=self.BINS)
 
-def log_path(accelerator: Accelerator, flags: LoggingFlags) -> Path | None:
-    """Where the log file of this run lies; None without --logging_dir and on every process but the main one."""
-    if not flags.logging_dir or not accelerator.is_main_process:
-        return None
-    return Path(accelerator.logging_dir or flags.logging_dir) / LOG_FILE
+    def rows(self) -> list[dict[str, int]]:
+        """`first` and `last` timestep of each bin, and its `count`."""
+        width = self.WIDTH
+        return [
+            {"first": i * width, "last": (i + 1) * width - 1, "count": int(count)}
+            for i, count in enumerate(self.counts)
+        ]
 
 
 def learning_rates(optimizer: Optimizer, names: Sequence[str]) -> dict[str, float]:

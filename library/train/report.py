@@ -1,15 +1,29 @@
-"""What a run says about itself before its first step."""
+"""What a run says about itself before its first step, on the console and for the report page."""
 
 from __future__ import annotations
 
 import logging
-
-from accelerate import Accelerator
+from collections.abc import Sequence
 
 from library.data.dataset import TrainingSet
+from library.flags.optimizer import OptimizerFlags
+from library.flags.output import OutputFlags
 from library.flags.run import StrictFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
+from library.train.preview import Previews
+from library.train.report_page import PageFacts
+from library.train.run_sheet import (
+    bucket_table,
+    caption_table,
+    free_disk,
+    gigabytes,
+    group_table,
+    needed_disk,
+    plan_table,
+    settings_tables,
+    settings_text,
+)
 from library.train.state import ParameterGroups, Plan
 
 logger = logging.getLogger(__name__)
@@ -27,24 +41,47 @@ def report_unused_flags(settings: Settings, arch: Architecture) -> None:
     logger.warning(message)
 
 
-def log_rates(groups: ParameterGroups) -> None:
-    """The learning rate and the size of every group."""
-    for group, name in zip(groups.groups, groups.names, strict=True):
-        rate = group.get("lr")
-        count = sum(parameter.numel() for parameter in group["params"])
-        logger.info("learning rate of %s: %s (%d parameters)", name, "the default" if rate is None else rate, count)
+def announce(
+    settings: Settings,
+    arch: Architecture,
+    data: TrainingSet,
+    plan: Plan,
+    groups: ParameterGroups,
+    previews: Previews,
+    *,
+    num_processes: int,
+    seed: int,
+    warnings: Sequence[str] = (),
+    first_step: int = 0,
+) -> PageFacts:
+    """Log the settings in force, what is trained, some captions and the plan; the page gets the same tables.
 
-
-def log_plan(plan: Plan, data: TrainingSet, accelerator: Accelerator) -> None:
-    """How much there is to do."""
-    rows = {
-        "num train images * repeats": data.num_train_images,
-        "num reg images": data.num_reg_images,
-        "num batches per epoch": plan.batches_per_epoch,
-        "num epochs": plan.epochs,
-        "batch size per device": ", ".join(str(dataset.settings.batch_size) for dataset in data.datasets),
-        "gradient accumulation steps": plan.accumulation,
-        "number of processes": accelerator.num_processes,
-        "total optimization steps": plan.steps,
-    }
-    logger.info("running training\n%s", "\n".join(f"  {name}: {value}" for name, value in rows.items()))
+    A disk that is too full for the files to come is a warning.
+    """
+    output = settings[OutputFlags]
+    num_trained = sum(parameter.numel() for group in groups.groups for parameter in group["params"])
+    trained = group_table(groups, settings[OptimizerFlags])
+    captions = caption_table(data, arch, plan.steps, seed)
+    steps = plan_table(plan, data, num_processes, output, previews, num_trained)
+    logger.info("%s", settings_text(settings))
+    for table in (trained, *([captions] if captions.rows else []), steps):
+        logger.info("%s", table.text())
+    needed, free = needed_disk(plan, output, num_trained), free_disk(output)
+    if needed > free:
+        logger.warning(
+            "the files of this run need %s in --output_dir %s, where %s are free: make room, or save less often "
+            "(--save_every_n_epochs, --save_last_n_epochs, --save_precision=fp16)",
+            gigabytes(needed),
+            output.output_dir,
+            gigabytes(free),
+        )
+    return PageFacts(
+        name=output.output_name or "last",
+        steps=plan.steps,
+        epochs=plan.epochs,
+        first_step=first_step,
+        settings=settings_tables(settings),
+        tables=[steps, trained, *([captions] if captions.rows else [])],
+        buckets=bucket_table(data),
+        warnings=warnings,
+    )

@@ -13,7 +13,6 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from library.data.caching import cache_latents
 from library.data.config import read_dataset_config
 from library.data.dataset import load_training_set
 from library.data.items import Batch
@@ -38,17 +37,19 @@ from library.train.accelerator import (
     start_trackers,
     weight_dtype,
 )
+from library.train.caches import fill_latent_cache, vae_of_run
 from library.train.flat_parameters import FlatParameters
+from library.train.history import warnings_kept
 from library.train.metadata import RunFacts, start_hashing, training_metadata
 from library.train.optimizer import evaluating, is_elementwise, make_optimizer
 from library.train.preview import Previews
 from library.train.progress import Progress
-from library.train.report import log_plan, log_rates, report_unused_flags
+from library.train.report import announce, report_unused_flags
+from library.train.report_page import PageFacts, ReportPage, page_path
 from library.train.saving import Saver, Writer
 from library.train.scheduler import make_scheduler
 from library.train.state import Models, ParameterGroups, Plan, Trained, TrainState
 from library.train.step import step_loss, step_seed
-from library.train.vae_on_demand import VaeOnDemand
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Trainer(ABC):
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.state = TrainState()
+        self.warnings: list[str] = []
 
     @abstractmethod
     def build_trainable(self) -> Trained:
@@ -86,14 +88,15 @@ class Trainer(ABC):
 
     def train(self) -> None:
         """The whole run."""
-        self.start()
-        self.load_data()
-        self.load_models()
-        self.trained = self.build_trainable()
-        self.prepare()
-        with logging_redirect_tqdm():  # log lines stand above the progress line
-            self.run_epochs()
-            self.finish()
+        with warnings_kept(self.settings.warnings) as self.warnings:
+            self.start()
+            self.load_data()
+            self.load_models()
+            self.trained = self.build_trainable()
+            self.prepare()
+            with logging_redirect_tqdm():  # log lines stand above the progress line
+                self.run_epochs()
+                self.finish()
 
     def start(self) -> None:
         """Processes, the seed, the family, and every check that needs no model."""
@@ -127,10 +130,9 @@ class Trainer(ABC):
     def load_models(self) -> None:
         """The frozen models; the VAE is dropped once nothing needs it any more."""
         self.hashes = start_hashing(self.settings[ModelFlags]) if self.accelerator.is_main_process else {}
-        vae_dtype = torch.float32 if self.settings[PrecisionFlags].no_half_vae else self.dtype
-        vae = VaeOnDemand(self.arch, vae_dtype, self.device)
+        vae = vae_of_run(self.settings, self.arch, self.device)
         if self.settings[CacheFlags].cache_latents:
-            self.fill_latent_cache(vae)
+            fill_latent_cache(self.settings, self.arch, self.data, vae, self.accelerator)
         encoders = self.arch.load_text_encoders(self.dtype, self.device)
         denoiser = self.arch.load_denoiser(self.dtype, self.device)
         self.models = Models(encoders, denoiser)
@@ -139,29 +141,12 @@ class Trainer(ABC):
         elif self.previews.wanted:
             self.models.vae = vae.get().to("cpu")  # previews bring it back for each picture
 
-    def fill_latent_cache(self, vae: VaeOnDemand) -> None:
-        """Encode what no valid cache holds; a run whose caches are complete never loads the VAE for it."""
-        flags = self.settings[CacheFlags]
-        cache_latents(
-            self.data,
-            vae.encode,
-            self.arch.latents,
-            vae_id=self.arch.vae_id(),
-            batch_size=flags.vae_batch_size,
-            to_disk=flags.cache_latents_to_disk,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            skip_cache_check=flags.skip_cache_check,
-        )
-        self.accelerator.wait_for_everyone()
-
     def prepare(self) -> None:
         """Optimizer, schedule, loader, log and the metadata of the files to come."""
         if self.settings[MemoryFlags].gradient_checkpointing:
             trained_encoders = self.models.text_encoders if self.trained.trains_text_encoder else []
             self.arch.enable_gradient_checkpointing(self.models.denoiser, trained_encoders)
         groups = self.parameter_groups()
-        log_rates(groups)
         optimizer = self.settings[OptimizerFlags]
         self.flat = FlatParameters(groups.groups)
         self.flat.broadcast(from_first_rank)
@@ -180,8 +165,8 @@ class Trainer(ABC):
             accumulation=self.plan.accumulation,
             pin_memory=self.device.type == "cuda",
         )
-        log_plan(self.plan, self.data, self.accelerator)
-        self.progress = Progress(self.plan, groups.names, self.accelerator, self.settings)
+        page = ReportPage(page_path(self.settings[OutputFlags]), self.announce(groups))
+        self.progress = Progress(self.plan, groups.names, self.accelerator, self.settings, page=page)
         self.saver = Saver(self.settings[OutputFlags], self.plan.epochs, self.accelerator.is_main_process)
         facts = RunFacts(
             seed=self.seed,
@@ -192,6 +177,12 @@ class Trainer(ABC):
         )
         self.metadata = training_metadata(self.settings, self.arch, dataset_metadata(self.data), facts)
         start_trackers(self.accelerator, self.settings)
+
+    def announce(self, groups: ParameterGroups) -> PageFacts:
+        """Say what this run is going to do."""
+        parts = (self.settings, self.arch, self.data, self.plan, groups, self.previews)
+        processes = self.accelerator.num_processes
+        return announce(*parts, num_processes=processes, seed=self.seed, warnings=self.warnings)
 
     def run_epochs(self) -> None:
         """Epochs of steps, from where the state stands to the end of the plan."""
@@ -225,6 +216,7 @@ class Trainer(ABC):
         self.trained.start_step(batch, seed)
         with self.accelerator.autocast():
             loss = step_loss(batch, self.arch, self.models, self.trained, draws)
+        self.progress.add_batch(len(batch.captions), draws.drawn)
         self.accelerator.backward(loss)  # divides by the accumulation steps
         return loss.detach()
 
@@ -263,8 +255,10 @@ class Trainer(ABC):
 
     def preview(self, epoch: int | None) -> None:
         """Pictures of the models as they are now, named by `epoch`, or by the step."""
-        with evaluating(self.optimizer):
-            self.previews.make(self.models, self.accelerator, self.state.step, epoch, trained=self.trained.modules())
+        step = self.state.step
+        with self.progress.aside(), evaluating(self.optimizer):
+            files = self.previews.make(self.models, self.accelerator, step, epoch, trained=self.trained.modules())
+        self.progress.log_previews(self.previews.described(files), step)
 
     def checkpoint(self, epoch: int) -> Writer:
         """What a file of this moment will hold; its metadata says `epoch`."""

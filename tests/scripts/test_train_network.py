@@ -62,16 +62,21 @@ def test_a_run_leaves_its_files_and_log_under_the_usual_names(small_sd, tmp_path
     result = launch(*command_line(small_sd, tmp_path / "out", *words))
     assert result.returncode == 0, result.stderr[-3000:]
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["sample", "small-000001.safetensors", "small-step00000010.safetensors", "small.safetensors"]
+    assert names == [
+        *("sample", "small-000001.safetensors", "small-step00000010.safetensors"),
+        *("small.log.jsonl", "small.report.html", "small.safetensors"),
+    ]
     samples = sorted(path.name for path in (tmp_path / "out" / "sample").iterdir())
     assert [name[:17] for name in samples] == ["small_e000002_00_", "small_e000002_01_"]
     with Image.open(tmp_path / "out" / "sample" / samples[1]) as image:
         assert image.size == (256, 128)
     (folder,) = (tmp_path / "logs").iterdir()
     assert folder.name.startswith("run_20")
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    log = (tmp_path / "out" / "small.log.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in log.splitlines()]
     steps = [row["step"] for row in rows if "loss/current" in row]
     assert steps == list(range(1, 13))  # 12 batches an epoch, two to an update, two epochs
+    assert [row["step"] for row in rows if row.get("event") == "preview"] == [12]
     assert any(path.name.startswith("events.out.tfevents") for path in folder.rglob("*"))
     assert "steps: 100%" in result.stderr and "avr_loss=" in result.stderr
     with open_weights(tmp_path / "out" / "small.safetensors") as file:

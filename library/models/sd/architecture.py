@@ -24,12 +24,19 @@ from library.flags.monitor import PreviewFlags
 from library.flags.objective import LossFlags, NoiseFlags
 from library.flags.run import AttentionFlags
 from library.flags.settings import Settings
-from library.models.architecture import Architecture, Condition, ImageRequest, OnWeight
+from library.models.architecture import Architecture, Condition, ImageRequest, OnWeight, TokenCount
 from library.models.attention import attention_mode
 from library.models.sd.checkpoint import MODEL_FLAG, VAE_FLAG, load_text_encoder, load_unet, load_vae, locate, vae_id
 from library.models.sd.unet import UNet
 from library.models.text.clip import TextEncoder, check_vocabulary, encode_caption, encode_prompt
-from library.models.text.tokens import V1_TOKENIZER, V2_TOKENIZER, Tokenizer, load_tokenizer, tokenize_rows
+from library.models.text.tokens import (
+    V1_TOKENIZER,
+    V2_TOKENIZER,
+    Tokenizer,
+    count_tokens,
+    load_tokenizer,
+    tokenize_rows,
+)
 
 LATENT_SCALE = 0.18215
 """Brings the autoencoder's latents to unit variance."""
@@ -85,6 +92,12 @@ class StableDiffusion(Architecture):
         weighted = self.settings[CaptionFlags].weighted_captions
         tokens = tokenize_rows(self.tokenizer, captions, max_rows=rows, min_rows=rows, weighted=weighted)
         return {"input_ids": tokens.ids, "weights": tokens.weights} if weighted else {"input_ids": tokens.ids}
+
+    def token_counts(self, caption: str) -> list[TokenCount]:
+        """Of the one encoder; --max_token_length is its room."""
+        room = self.model.max_token_length or WORDS_PER_ROW
+        count, cut = count_tokens(self.tokenizer, caption, room, self.settings[CaptionFlags].weighted_captions)
+        return [TokenCount(count, room, cut)]
 
     def encode_text(self, encoders: Sequence[nn.Module | None], tokens: dict[str, Tensor]) -> dict[str, Tensor]:
         """`context` [B, 75 * rows + 2, D]."""

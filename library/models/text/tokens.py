@@ -38,6 +38,10 @@ class Tokenizer(Protocol):
         """Something whose `input_ids` are the ids of `text`."""
         ...
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`."""
+        ...
+
 
 @dataclass(frozen=True)
 class TokenRows:
@@ -64,6 +68,12 @@ def tokenize_rows(
     rows = [_rows(tokenizer, ids, count) for ids, _ in words]
     weights = [_weight_rows(values, inner, count) for _, values in words]
     return TokenRows(torch.tensor(rows, dtype=torch.int64), torch.tensor(weights, dtype=torch.float32))
+
+
+def count_tokens(tokenizer: Tokenizer, prompt: str, room: int, weighted: bool = False) -> tuple[int, str]:
+    """How many tokens `prompt` has without marks, and the text of those beyond the first `room`."""
+    ids, _ = _words(tokenizer, prompt, weighted)
+    return len(ids), tokenizer.decode(ids[room:]).strip() if len(ids) > room else ""
 
 
 def load_tokenizer(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,18 +12,23 @@ from accelerate import Accelerator
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from library.flags.output import LoggingFlags
+from library.flags.output import OutputFlags
 from library.flags.settings import Settings
-from library.train.progress import LogFile, MovingAverage, Progress, ScalarReader, learning_rates
+from library.train.history import Picture
+from library.train.pace import Pace
+from library.train.progress import MovingAverage, Progress, ScalarReader, learning_rates
 from library.train.state import Plan
 
 
 class Recorder:
     """Stands for accelerate's processes and one tracker."""
 
+    device = torch.device("cpu")
+    num_processes = 2
+
     def __init__(self, directory: Path | None, is_main_process: bool = True) -> None:
         self.is_main_process = is_main_process
-        self.logging_dir = None if directory is None else str(directory)
+        self.directory = None if directory is None else str(directory)
         self.trackers = [SimpleNamespace(name="tensorboard")]
         self.logged: list[tuple[int, dict[str, float]]] = []
 
@@ -30,9 +36,13 @@ class Recorder:
         self.logged.append((step, values))
 
 
-def progress(recorder: Recorder, plan: Plan, names: tuple[str, ...] = ("unet",)) -> Progress:
-    flags = LoggingFlags(logging_dir=recorder.logging_dir)
-    return Progress(plan, names, cast(Accelerator, recorder), Settings.of(flags))
+def progress(recorder: Recorder, plan: Plan, names: tuple[str, ...] = ("unet",), first_step: int = 0) -> Progress:
+    flags = OutputFlags(output_dir=recorder.directory, output_name="cats")
+    return Progress(plan, names, cast(Accelerator, recorder), Settings.of(flags), first_step)
+
+
+def log_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def sgd(*rates: float) -> torch.optim.Optimizer:
@@ -98,21 +108,76 @@ def test_only_the_main_process_speaks(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == ""
 
 
-def test_the_log_file_has_a_line_for_each_entry(tmp_path: Path) -> None:
+def test_the_log_lies_beside_the_result_with_a_line_for_each_entry(tmp_path: Path) -> None:
     recorder, plan = Recorder(tmp_path), Plan.of(1, 1, 2, None)
     run(progress(recorder, plan), plan, [1.0, float("nan")], sgd(0.25))
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = log_rows(tmp_path / "cats.log.jsonl")
     assert [(row["step"], row["epoch"]) for row in rows] == [(1, 1), (1, 1), (2, 2), (2, 2)]
     assert (rows[0]["loss/current"], rows[0]["lr/unet"], rows[1]["loss/epoch_average"]) == (1.0, 0.25, 1.0)
     assert rows[2]["loss/current"] is None
     assert rows[0]["time"] <= rows[-1]["time"]
 
 
-def test_no_folder_means_no_log_file() -> None:
-    file = LogFile(None)
-    file.write({"loss/current": 1.0}, 1, 1)
-    file.close()
-    assert file.path is None
+def test_tables_events_and_previews_are_lines_of_the_log(tmp_path: Path) -> None:
+    shown = progress(Recorder(tmp_path), Plan.of(1, 1, 2, None))
+    shown.start_epoch(1)
+    shown.log_table("validation/bins", [{"first": 0, "last": 99, "loss": float("inf")}], step=1)
+    shown.log_event("save", 1, path="cats.safetensors")
+    shown.log_previews([Picture(Path("sample/a.png"), "a cat", 0)], step=2)
+    shown.close()
+    rows = log_rows(tmp_path / "cats.log.jsonl")
+    for row in rows:
+        row.pop("time")
+    assert rows == [
+        {"step": 1, "epoch": 1, "table": "validation/bins", "rows": [{"first": 0, "last": 99, "loss": None}]},
+        {"step": 1, "epoch": 1, "event": "save", "path": "cats.safetensors"},
+        {
+            "step": 2,
+            "epoch": 1,
+            "event": "preview",
+            "pictures": [{"path": "sample/a.png", "prompt": "a cat", "index": 0}],
+        },
+    ]
+
+
+def test_a_continued_run_knows_what_was_logged_before(tmp_path: Path) -> None:
+    plan = Plan.of(2, 1, 4, None)
+    first = progress(Recorder(tmp_path), plan)
+    run(first, Plan.of(2, 1, 2, None), [1.0, 3.0], sgd(0.5))
+    again = progress(Recorder(tmp_path), plan, first_step=1)
+    assert [(p.step, p.mean) for p in again.history.curves["loss/current"].points] == [(1, 1.0)]
+    again.log({"loss/current": 9.0}, 2, 1)
+    again.close()
+    assert [row["step"] for row in log_rows(tmp_path / "cats.log.jsonl") if "loss/current" in row] == [1, 2, 2]
+
+
+def test_every_tenth_update_says_how_fast_the_run_is_and_what_it_holds(tmp_path: Path) -> None:
+    recorder, plan = Recorder(tmp_path), Plan.of(30, 1, 25, None)
+    shown, optimizer = progress(recorder, plan), sgd(0.5)
+    for step in range(1, 26):
+        shown.add_batch(4, [torch.tensor([1, 999])])
+        shown.add_loss(torch.tensor(1.0))
+        shown.finish_update(step, optimizer)
+    shown.finish_epoch(1)
+    shown.close()
+    told = {step: values for step, values in recorder.logged if "time/step" in values}
+    assert list(told) == [10, 20, 25]
+    for values in told.values():
+        assert values["time/images_per_second"] == pytest.approx(4 * 2 / values["time/step"])  # two processes
+        assert 0.01 < values["memory/process_gb"] < 100
+    (table,) = [row for row in log_rows(tmp_path / "cats.log.jsonl") if row.get("table") == "timesteps"]
+    counts = [row["count"] for row in table["rows"]]
+    assert (counts[0], counts[-1], sum(counts)) == (25, 25, 50)
+
+
+def test_the_time_of_previews_is_no_part_of_a_step() -> None:
+    pace = Pace(torch.device("cpu"), 1)
+    pace.add_images(1)
+    with pace.aside():
+        time.sleep(0.2)
+    for _ in range(9):
+        assert pace.finish_update() == {}
+    assert pace.finish_update()["time/step"] < 0.02
 
 
 def test_the_average_is_over_the_last_epochs_worth_of_batches() -> None:
