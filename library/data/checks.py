@@ -42,7 +42,7 @@ def no_images(seen: Collection) -> Finding | None:
     """Nothing to train on."""
     if any(not item.is_reg for dataset in seen.datasets for item in dataset.items):
         return None
-    remarks = [Remark(str(subset.image_dir)) for _, subset in _subsets(seen)] or [Remark("no folder")]
+    remarks = [Remark(str(subset.source)) for _, subset in _subsets(seen)] or [Remark("no folder")]
     return _finding("no_images", Severity.STOPS, "no training images were found", remarks, "correct the folders")
 
 
@@ -52,10 +52,10 @@ def empty_folders(seen: Collection) -> Finding | None:
     remarks = []
     for dataset in seen.datasets:
         for number, subset in enumerate(dataset.settings.subsets):
-            if not subset.image_dir.is_dir():
-                remarks.append(Remark(str(subset.image_dir), "there is no such folder"))
+            if subset.image_dir is not None and not subset.image_dir.is_dir():
+                remarks.append(Remark(str(subset.source), "there is no such folder"))
             elif (id(dataset), number) not in used:
-                remarks.append(Remark(str(subset.image_dir), "no image of it is used"))
+                remarks.append(Remark(str(subset.source), "no image of it is used"))
     title = f"{_count(remarks, 'folder')} without images"
     return _finding("empty_folder", Severity.HURTS, title, remarks, "correct image_dir, or take the folder out")
 
@@ -221,7 +221,7 @@ def broken_caches(seen: Collection) -> Finding | None:
 
 def said_by_the_trainer(seen: Collection) -> Finding | None:
     """What else reading the settings and folders warned of."""
-    absent = {str(subset.image_dir) for _, subset in _subsets(seen)}
+    absent = {str(subset.source) for _, subset in _subsets(seen)}
     lines = [line for line in seen.log if line.partition(" is not used: ")[0] not in absent]
     remarks = [Remark(line) for line in dict.fromkeys(lines)]
     return _finding("unused", Severity.NOTE, "not used, or otherwise than it may seem", remarks, "see each line")

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from library.data.buckets import rounded_limits
-from library.data.schema import DatasetTable, Table, one_message, read_dataset_file
+from library.data.folders import Keys, named_subsets
+from library.data.kinds import Kind, kind_of
+from library.data.schema import DatasetFile, given, one_message, read_dataset_file
 from library.flags.dataset import CaptionFlags, DatasetFlags
+from library.flags.monitor import ValidationFlags
 
 logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]
-
-IMAGE_EXTENSIONS = frozenset(
-    case for name in ("png", "jpg", "jpeg", "webp", "bmp", "avif") for case in (f".{name}", f".{name.upper()}")
-)
-"""Endings of the images that are used, in lower or upper case but not mixed."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,10 @@ class CaptionSettings:
 
 @dataclass(frozen=True)
 class SubsetSettings:
-    """One folder of images and how they are used."""
+    """One folder of images, or one metadata file, and how its images are used."""
 
-    image_dir: Path
+    image_dir: Path | None = None
+    """None when the metadata file names every image with its whole path."""
     num_repeats: int = 1
     is_reg: bool = False
     class_tokens: str | None = None
@@ -58,6 +57,29 @@ class SubsetSettings:
     random_crop: bool = False
     resize_interpolation: str | None = None
     custom_attributes: Mapping[str, Any] = field(default_factory=dict)
+    metadata_file: Path | None = None
+    """Captions, tags and sizes in one .json or .jsonl file."""
+    conditioning_data_dir: Path | None = None
+    """A folder with a second image for each image, of the same stem."""
+    alpha_mask: bool = False
+    """Weigh the loss by the alpha channel."""
+    cache_info: bool = False
+    """Remember captions and sizes in the folder."""
+    color_aug: bool = False
+    face_crop_aug_range: tuple[float, float] | None = None
+    """Least and most zoom on the face that the file name gives; None when crops take no notice of faces."""
+
+    @property
+    def source(self) -> Path:
+        """The metadata file, else the folder: what messages and statistics call the subset."""
+        source = self.metadata_file or self.image_dir
+        assert source is not None
+        return source
+
+    @property
+    def kind(self) -> Kind:
+        """Where captions come from, and whether a second image belongs to each."""
+        return kind_of({"metadata_file": self.metadata_file, "conditioning_data_dir": self.conditioning_data_dir})
 
 
 @dataclass(frozen=True)
@@ -77,6 +99,12 @@ class DatasetSettings:
     network_multiplier: float = 1.0
     resize_interpolation: str | None = None
     """The dataset's own choice, for the record; each subset holds the one that counts."""
+    validation_split: float = 0.0
+    """The share of each subset's images that is held out; regularisation images never are."""
+    validation_seed: int = 0
+    """Decides which images are held out."""
+    masked_loss: bool = False
+    """Conditioning images are masks: their red channel weighs the loss."""
 
 
 @dataclass(frozen=True)
@@ -87,59 +115,78 @@ class DatasetConfig:
     file: Path | None = None
     """The dataset file, None when the folders came from the command line."""
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether any dataset asks for validation images."""
+        return any(dataset.validation_split > 0 for dataset in self.datasets)
 
-def read_dataset_config(dataset: DatasetFlags, captions: CaptionFlags, *, bucket_multiple: int) -> DatasetConfig:
+
+def read_dataset_config(
+    dataset: DatasetFlags,
+    captions: CaptionFlags,
+    validation: ValidationFlags | None = None,
+    *,
+    bucket_multiple: int,
+    masked_loss: bool = False,
+    control: bool = False,
+    seed: int = 0,
+) -> DatasetConfig:
     """The datasets that the flags and the dataset file describe, with every default filled in.
 
     A value comes from the subset, else the dataset, else [general], else the command line. `bucket_multiple` is
-    what the model's bucket sides must be multiples of. Raises one ValueError that names all mistakes.
+    what the model's bucket sides must be multiples of. Conditioning images are masks with `masked_loss`, and what
+    is trained with `control`; without either nobody would look at them. `seed` is that of the training, which
+    decides what is held out unless validation_seed does. Raises one ValueError that names all mistakes.
     """
-    command_line = _command_line(dataset, captions)
+    command_line = _command_line(dataset, captions, validation or ValidationFlags())
     if dataset.dataset_config is not None:
         _warn_unused(dataset)
         file = Path(dataset.dataset_config)
-        tables = read_dataset_file(file)
-        layers = [_layers(table, tables.general) for table in tables.datasets]
+        layers = _layers(read_dataset_file(file, conditioning=masked_loss or control))
     else:
         file = None
-        layers = [({}, _folder_subsets(dataset))]
+        layers = [("command line", {}, named_subsets(dataset))]
+        if dataset.conditioning_data_dir is not None and not (masked_loss or control):
+            raise ValueError("--conditioning_data_dir has no effect without --masked_loss, which takes them as masks")
     mistakes: list[str] = []
     datasets = []
-    for number, (dataset_keys, subsets) in enumerate(layers, 1):
+    for place, dataset_keys, subsets in layers:
         values: Layers = ChainMap(dataset_keys, command_line)
-        place = f"[[datasets]] {number}" if file else "command line"
-        mistakes += [f"{place}: {mistake}" for mistake in _size_mistakes(values, bucket_multiple)]
+        found = _size_mistakes(values, bucket_multiple) + _use_mistakes(values, subsets, control)
+        mistakes += [f"{place}: {mistake}" for mistake in found]
         if not mistakes:
-            datasets.append(_dataset_settings(values, subsets))
+            datasets.append(_dataset_settings(values, subsets, masked_loss, seed))
     if mistakes:
         raise ValueError(one_message(str(file or "dataset settings"), mistakes))
     return DatasetConfig(tuple(datasets), file)
 
 
-Keys = dict[str, Any]
 Layers = ChainMap[str, Any]
 """Keys of the dataset file over flags of the command line."""
 
 
-def _command_line(dataset: DatasetFlags, captions: CaptionFlags) -> Keys:
+def _command_line(dataset: DatasetFlags, captions: CaptionFlags, validation: ValidationFlags) -> Keys:
     """The flags under the names that the dataset file uses."""
-    values = {f.name: getattr(group, f.name) for group in (dataset, captions) for f in fields(group)}
+    groups = (dataset, captions, validation)
+    values = {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
     values["batch_size"] = dataset.train_batch_size
     values["num_repeats"] = dataset.dataset_repeats
     return values
 
 
-def _given(table: Table) -> Keys:
-    return table.model_dump(exclude_none=True, exclude={"subsets"})
+def _layers(tables: DatasetFile) -> list[tuple[str, Keys, list[Keys]]]:
+    """The place of each dataset, its keys over those of [general], and the keys of its subsets."""
+    above = given(tables.general) if tables.general else {}
+    layers = []
+    for place, table in tables.all_datasets():
+        keys = {**above, **given(table)}
+        if table is tables.validation:
+            keys["validation_split"] = 1.0
+        layers.append((place, keys, [given(subset) for subset in table.subsets]))
+    return layers
 
 
-def _layers(table: DatasetTable, general: Table | None) -> tuple[Keys, list[Keys]]:
-    """Keys of a dataset over those of [general], and the keys of its subsets."""
-    above = _given(general) if general else {}
-    return {**above, **_given(table)}, [_given(subset) for subset in table.subsets]
-
-
-def _dataset_settings(values: Layers, subsets: list[Keys]) -> DatasetSettings:
+def _dataset_settings(values: Layers, subsets: list[Keys], masked_loss: bool, seed: int) -> DatasetSettings:
     low, high = values["min_bucket_reso"], values["max_bucket_reso"]
     if values["enable_bucket"]:
         low, high = rounded_limits(low, high, values["bucket_reso_steps"])
@@ -147,7 +194,8 @@ def _dataset_settings(values: Layers, subsets: list[Keys]) -> DatasetSettings:
     used = tuple(folder for folder in folders if folder.num_repeats >= 1)
     for folder in folders:
         if folder.num_repeats < 1:
-            logger.warning("%s is not used, since num_repeats is %d", folder.image_dir, folder.num_repeats)
+            logger.warning("%s is not used, since num_repeats is %d", folder.source, folder.num_repeats)
+    chosen_seed = values["validation_seed"]
     return DatasetSettings(
         resolution=values["resolution"],
         subsets=used,
@@ -159,6 +207,9 @@ def _dataset_settings(values: Layers, subsets: list[Keys]) -> DatasetSettings:
         bucket_no_upscale=values["bucket_no_upscale"],
         network_multiplier=values.get("network_multiplier", 1.0),
         resize_interpolation=values["resize_interpolation"],
+        validation_split=values["validation_split"],
+        validation_seed=seed if chosen_seed is None else chosen_seed,
+        masked_loss=masked_loss,
     )
 
 
@@ -166,8 +217,10 @@ def _subset_settings(subset: Keys, above: Layers) -> SubsetSettings:
     values = above.new_child(subset)
     extension = values["caption_extension"]
     in_file = any("caption_extension" in layer for layer in values.maps[:-1])
+    kind = kind_of(subset)
+    # Only the subset itself names paths: a flag of the same name is for runs without a dataset file.
+    paths = {key: subset.get(key) for key in ("image_dir", "metadata_file", "conditioning_data_dir")}
     return SubsetSettings(
-        image_dir=Path(values["image_dir"]),
         num_repeats=values["num_repeats"],
         is_reg=values.get("is_reg", False),
         class_tokens=values.get("class_tokens"),
@@ -178,7 +231,27 @@ def _subset_settings(subset: Keys, above: Layers) -> SubsetSettings:
         random_crop=values["random_crop"],
         resize_interpolation=values["resize_interpolation"],
         custom_attributes=values.get("custom_attributes", {}),
+        alpha_mask=values["alpha_mask"] and kind is not Kind.CONDITIONING,
+        cache_info=values["cache_info"] and kind is not Kind.METADATA,
+        color_aug=values["color_aug"],
+        face_crop_aug_range=None if values["enable_bucket"] else values["face_crop_aug_range"],
+        **{key: None if value is None else Path(value) for key, value in paths.items()},
     )
+
+
+def _use_mistakes(values: Layers, subsets: list[Keys], control: bool) -> list[str]:
+    """What does not go together in one dataset, wherever it was said."""
+    mistakes = []
+    for number, subset in enumerate(subsets, 1):
+        if kind_of(subset) is Kind.CONDITIONING:
+            changing = [key for key in ("random_crop", "face_crop_aug_range") if values.new_child(subset)[key]]
+            mistakes += [
+                f"subset {number}: {key} cannot be used with conditioning_data_dir: both images are cut in the middle"
+                for key in changing
+            ]
+        elif control:
+            mistakes.append(f"subset {number}: conditioning_data_dir is missing; this script trains on image pairs")
+    return mistakes
 
 
 def _size_mistakes(values: Mapping[str, Any], bucket_multiple: int) -> list[str]:
@@ -201,42 +274,6 @@ def _size_mistakes(values: Mapping[str, Any], bucket_multiple: int) -> list[str]
 
 
 def _warn_unused(dataset: DatasetFlags) -> None:
-    for name in ("train_data_dir", "reg_data_dir"):
+    for name in ("train_data_dir", "reg_data_dir", "in_json", "conditioning_data_dir"):
         if getattr(dataset, name) is not None:
             logger.warning("--%s is not used, because --dataset_config is given", name)
-
-
-def _folder_subsets(dataset: DatasetFlags) -> list[Keys]:
-    """Subsets from folder names, training images first."""
-    if dataset.train_data_dir is None:
-        raise ValueError("no images are given; use --dataset_config FILE.toml, or --train_data_dir FOLDER")
-    subsets = _named_folders(Path(dataset.train_data_dir), "--train_data_dir", is_reg=False)
-    if dataset.reg_data_dir is not None:
-        subsets += _named_folders(Path(dataset.reg_data_dir), "--reg_data_dir", is_reg=True)
-    return subsets
-
-
-def _named_folders(parent: Path, flag: str, is_reg: bool) -> list[Keys]:
-    """The folders `<repeats>_<class tokens>` in `parent`, sorted by name."""
-    if not parent.is_dir():
-        raise ValueError(f"{flag} {parent}: there is no such folder")
-    loose = sum(path.suffix in IMAGE_EXTENSIONS for path in parent.iterdir())
-    if loose:
-        logger.warning("%s: %d images are not used, because they lie beside the numbered folders", parent, loose)
-    found = []
-    for folder in sorted(path for path in parent.iterdir() if path.is_dir()):
-        repeats, _, tokens = folder.name.partition("_")
-        try:
-            count = int(repeats)
-        except ValueError:
-            count = 0
-        if count < 1:
-            logger.warning("%s is not used: its name does not begin with a number of repeats, as 10_name does", folder)
-            continue
-        found.append({"image_dir": str(folder), "num_repeats": count, "class_tokens": tokens, "is_reg": is_reg})
-    if not found:
-        raise ValueError(
-            f"{flag} {parent}: it has no folder whose name begins with a number of repeats; "
-            f"put the images in a folder such as {parent / '10_name'}"
-        )
-    return found

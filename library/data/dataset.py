@@ -48,7 +48,7 @@ class ImageSet:
     buckets: list[Bucket]
     """Sorted by size."""
     captions: list[list[str]]
-    """The captions of every image found, for each subset."""
+    """The text that tags are counted in, of every image found, for each subset: its caption, or its tags."""
     num_train_images: int
     num_reg_images: int
     mean_aspect_error: float
@@ -79,6 +79,8 @@ class TrainingSet(Dataset[Batch]):
     datasets: list[ImageSet]
     prior_loss_weight: float = 1.0
     config: DatasetConfig = field(default_factory=lambda: DatasetConfig(()))
+    validation: TrainingSet | None = None
+    """The images that are held out, each once in an epoch; None when there are none."""
 
     @property
     def num_train_images(self) -> int:
@@ -166,10 +168,15 @@ def load_training_set(
     ValueError lists images that cannot be read or that fit no bucket, and images without a caption.
     """
     scanned = scan_images(config, allow_uncaptioned=allow_uncaptioned, skip_corrupt=skip_corrupt)
-    datasets = [put_into_buckets(*pair) for pair in zip(config.datasets, scanned, strict=True)]
+    pairs = list(zip(config.datasets, scanned, strict=True))
+    datasets = [put_into_buckets(settings, found) for settings, found in pairs]
     for number, dataset in enumerate(datasets, 1):
-        _log_buckets(number, dataset)
-    return TrainingSet(datasets, prior_loss_weight, config)
+        _log_buckets(f"dataset {number}", dataset)
+    held_out = [put_into_buckets(settings, found.validation) for settings, found in pairs if found.validation]
+    for number, dataset in enumerate(held_out, 1):
+        _log_buckets(f"validation dataset {number}", dataset)
+    validation = TrainingSet(held_out, prior_loss_weight, config) if held_out else None
+    return TrainingSet(datasets, prior_loss_weight, config, validation)
 
 
 def bucket_sizes(settings: DatasetSettings) -> Buckets:
@@ -221,11 +228,11 @@ def _covers(size: tuple[int, int], bucket: tuple[int, int]) -> bool:
     return size[0] >= bucket[0] and size[1] >= bucket[1]
 
 
-def _log_buckets(number: int, dataset: ImageSet) -> None:
+def _log_buckets(name: str, dataset: ImageSet) -> None:
     batch_size = dataset.settings.batch_size
     logger.info(
-        "dataset %d: %d images, %d with repeats, batch size %d, %d batches an epoch",
-        number,
+        "%s: %d images, %d with repeats, batch size %d, %d batches an epoch",
+        name,
         len(dataset.items),
         sum(bucket.count for bucket in dataset.buckets),
         batch_size,
@@ -238,7 +245,7 @@ def _log_buckets(number: int, dataset: ImageSet) -> None:
     short = [bucket for bucket in dataset.buckets if bucket.count < batch_size]
     if short:
         listed = ", ".join(f"{bucket.size} with {bucket.count}" for bucket in short)
-        logger.warning("dataset %d: buckets with fewer images than the batch size %d: %s", number, batch_size, listed)
+        logger.warning("%s: buckets with fewer images than the batch size %d: %s", name, batch_size, listed)
 
 
 def _draw(*origin: int) -> int:

@@ -154,7 +154,7 @@ def _dataset_table(dataset: ImageSet) -> dict[str, Any]:
         "batches": dataset.num_batches,
         "subsets": [
             {
-                "image_dir": str(subset.image_dir),
+                "image_dir": str(subset.source),
                 "images": sum(item.subset == number for item in dataset.items),
                 "num_repeats": subset.num_repeats,
                 "is_reg": subset.is_reg,

@@ -78,7 +78,7 @@ def _dataset_lines(number: int, dataset: ImageSet) -> list[str]:
         count = sum(item.subset == index for item in dataset.items)
         kind = ", regularisation" if subset.is_reg else ""
         lines.append(
-            f"    {subset.image_dir}: {counted(count, 'image')}, each {counted(subset.num_repeats, 'time')}{kind}"
+            f"    {subset.source}: {counted(count, 'image')}, each {counted(subset.num_repeats, 'time')}{kind}"
         )
     for bucket in dataset.buckets:
         size = f"{bucket.size[0]}x{bucket.size[1]}"

@@ -1,169 +1,154 @@
-"""Which images and captions the folders hold."""
+"""Which images and captions the folders and metadata files hold, and which of them are held out for validation."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Hashable
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
-from library.data.config import IMAGE_EXTENSIONS, DatasetConfig, DatasetSettings, SubsetSettings
+from library.data.config import DatasetConfig, DatasetSettings, SubsetSettings
+from library.data.findings import Findings, report
+from library.data.folder_scan import FolderImages, scan_folder
 from library.data.items import ImageItem
-from library.data.pixels import image_size, load_rgb
+from library.data.kinds import Kind
+from library.data.metadata_file import Found, scan_metadata
+from library.data.pairs import pair
 
 logger = logging.getLogger(__name__)
-
-UNREAD_EXTENSIONS = frozenset({".gif", ".tif", ".tiff", ".heic", ".heif", ".jxl", ".jp2"})
-"""Images in these formats are not used, which is said once a folder."""
-
-NUM_LISTED = 20
-"""So many file names stand in a message; the rest are counted."""
 
 
 @dataclass
 class ScannedDataset:
-    """What the folders of one dataset hold."""
+    """What one dataset holds."""
 
     items: list[ImageItem]
     """Training images in order, then the regularisation images that are used."""
     captions: list[list[str]]
-    """The captions of every image found, for each subset."""
+    """The text that tags are counted in, of every image found, for each subset: its caption, or its tags."""
     num_train_images: int
     """Training images times their repeats."""
     num_reg_images: int
     """Regularisation images times their own repeats, before they are matched to the training images."""
-
-
-@dataclass
-class Findings:
-    """Sizes seen so far and everything that is wrong, with the reason of each."""
-
-    sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
-    corrupt: dict[Path, str] = field(default_factory=dict)
-    uncaptioned: dict[Path, SubsetSettings] = field(default_factory=dict)
-    bad_captions: dict[Path, str] = field(default_factory=dict)
+    validation: ScannedDataset | None = None
+    """The images that are held out, each once; None when there are none."""
 
 
 def scan_images(config: DatasetConfig, *, allow_uncaptioned: bool, skip_corrupt: bool) -> list[ScannedDataset]:
     """Find images, sizes and captions of every dataset, regularisation images matched to the training images.
 
     One ValueError lists all images that cannot be read (unless `skip_corrupt`, which leaves them out after
-    decoding every file to be sure), all without a caption (unless `allow_uncaptioned`) and all caption files that
-    are empty or not UTF-8.
+    decoding every file to be sure), all without a caption (unless `allow_uncaptioned`), all caption files that
+    are empty or not UTF-8, entries of metadata files that cannot be used, and images without their pair.
     """
     scanned, findings = survey(config, thorough=skip_corrupt)
-    _report(findings, allow_uncaptioned=allow_uncaptioned, skip_corrupt=skip_corrupt)
+    report(findings, allow_uncaptioned=allow_uncaptioned, skip_corrupt=skip_corrupt)
     if not any(dataset.num_train_images for dataset in scanned):
-        folders = ", ".join(str(subset.image_dir) for dataset in config.datasets for subset in dataset.subsets)
-        raise ValueError(f"no training images were found in: {folders or 'no folder'}")
+        places = ", ".join(str(subset.source) for dataset in config.datasets for subset in dataset.subsets)
+        why = "; validation_split holds all of them out" if any(dataset.validation for dataset in scanned) else ""
+        raise ValueError(f"no training images were found in: {places or 'no folder'}{why}")
     return scanned
 
 
 def survey(config: DatasetConfig, *, thorough: bool) -> tuple[list[ScannedDataset], Findings]:
     """What every dataset holds, and what is wrong with it; `thorough` decodes every image."""
     findings = Findings()
-    return [_scan_dataset(dataset, findings, thorough) for dataset in config.datasets], findings
+    found = [_find(dataset, findings, thorough) for dataset in config.datasets]
+    held_out = {
+        _place(item.path)
+        for dataset, subsets in zip(config.datasets, found, strict=True)
+        for settings, subset in zip(dataset.subsets, subsets, strict=True)
+        if dataset.validation_split > 0 and not settings.is_reg
+        for item in chosen_for_validation(subset.items, dataset.validation_split, dataset.validation_seed)
+    }
+    return [_scanned(*pair, held_out) for pair in zip(config.datasets, found, strict=True)], findings
 
 
-def _scan_dataset(dataset: DatasetSettings, findings: Findings, skip_corrupt: bool) -> ScannedDataset:
-    captions: list[list[str]] = []
-    train: list[ImageItem] = []
-    reg: list[ImageItem] = []
-    seen: set[str] = set()
+def chosen_for_validation(items: list[ImageItem], split: float, seed: int) -> list[ImageItem]:
+    """The share `split` of `items` that is held out: what stands at the end when `seed` has shuffled them."""
+    order = list(items)
+    Random(seed).shuffle(order)
+    num_train = math.ceil(len(order) * (1 - split) - 1e-9)  # 10 * (1 - 0.7) is a little more than 3
+    return order[num_train:]
+
+
+def _find(dataset: DatasetSettings, findings: Findings, thorough: bool) -> list[Found]:
+    """The images of each subset, before any of them is held out."""
+    seen: set[Hashable] = set()
+    answer = []
     for number, subset in enumerate(dataset.subsets):
-        place = os.path.normcase(os.path.abspath(subset.image_dir))
-        found: list[ImageItem] = []
+        place = _identity(subset)
+        found = Found()
         if place in seen:
-            logger.warning("%s stands twice in one dataset; the first counts", subset.image_dir)
-        elif not subset.image_dir.is_dir():
+            logger.warning("%s stands twice in one dataset; the first counts", subset.source)
+        elif subset.image_dir is not None and not subset.image_dir.is_dir():
             logger.warning("%s is not used: there is no such folder", subset.image_dir)
         else:
-            found = _scan_folder(number, subset, findings, skip_corrupt)
-            if not found:
-                logger.warning("%s is not used: it holds no images", subset.image_dir)
+            found = _find_in_subset(number, subset, dataset, findings, thorough)
+            if not found.items:
+                logger.warning("%s is not used: it holds no images", subset.source)
         seen.add(place)
-        captions.append([item.caption for item in found])
-        (reg if subset.is_reg else train).extend(found)
+        answer.append(found)
+    return answer
+
+
+def _identity(subset: SubsetSettings) -> Hashable:
+    """Two subsets of one dataset with equal identities are one subset that was written down twice."""
+    paths = [subset.metadata_file] if subset.kind is Kind.METADATA else [subset.image_dir, subset.conditioning_data_dir]
+    return tuple(path and _place(path) for path in paths)
+
+
+def _place(path: Path) -> str:
+    return os.path.normcase(os.path.abspath(path))
+
+
+def _find_in_subset(
+    number: int, subset: SubsetSettings, dataset: DatasetSettings, findings: Findings, thorough: bool
+) -> Found:
+    if subset.kind is Kind.METADATA:
+        return scan_metadata(number, subset, findings, thorough)
+    folder: FolderImages = scan_folder(number, subset, findings, thorough)
+    if subset.kind is Kind.CONDITIONING:
+        pair(folder.items, folder.images, subset, findings, same_size=dataset.enable_bucket, thorough=thorough)
+    return Found(folder.items, [item.caption for item in folder.items])
+
+
+def _scanned(dataset: DatasetSettings, found: list[Found], held_out: set[str]) -> ScannedDataset:
+    """The images of a dataset without those that are held out, which stand beside it.
+
+    An image that one dataset holds out is trained on by none.
+    """
+    kept = [_part(subset, held_out, inside=False) for subset in found]
+    train = [item for subset in kept for item in subset.items if not item.is_reg]
+    reg = [item for subset in kept for item in subset.items if item.is_reg]
     num_train = sum(item.num_repeats for item in train)
     num_reg = sum(item.num_repeats for item in reg)
-    return ScannedDataset(train + _matched(reg, num_train), captions, num_train, num_reg)
+    scanned = ScannedDataset(train + _matched(reg, num_train), [s.tags for s in kept], num_train, num_reg)
+    taken = [_part(subset, held_out, inside=True) for subset in found]
+    validation = [item for subset in taken for item in subset.items]
+    if validation and dataset.validation_split > 0:
+        for item in validation:
+            item.num_repeats = 1
+        scanned.validation = ScannedDataset(validation, [subset.tags for subset in taken], len(validation), 0)
+    elif validation:
+        logger.warning(
+            "%d images of %s are not trained on here, since another dataset holds them out for validation",
+            len(validation),
+            ", ".join(str(subset.source) for subset in dataset.subsets),
+        )
+    return scanned
 
 
-def _scan_folder(number: int, subset: SubsetSettings, findings: Findings, skip_corrupt: bool) -> list[ImageItem]:
-    names = sorted(entry.name for entry in os.scandir(subset.image_dir) if entry.is_file())
-    images = [subset.image_dir / name for name in names if os.path.splitext(name)[1] in IMAGE_EXTENSIONS]
-    unread = [name for name in names if os.path.splitext(name)[1].lower() in UNREAD_EXTENSIONS]
-    if unread:
-        logger.warning("%s: %d files are not used, such as %s", subset.image_dir, len(unread), unread[0])
-    _measure(images, findings, skip_corrupt)
-    extension, present = _extension(subset, names), set(names)
-    items = []
-    for path in images:
-        if path in findings.sizes:
-            caption = _caption(path, extension, present, subset, findings)
-            items.append(ImageItem(path, caption, subset.num_repeats, subset.is_reg, number, findings.sizes[path]))
-    return items
-
-
-def _measure(images: list[Path], findings: Findings, thorough: bool) -> None:
-    """Sizes of images that are not known yet; `thorough` decodes them."""
-    new = [path for path in images if path not in findings.sizes and path not in findings.corrupt]
-
-    def measured(path: Path) -> tuple[int, int] | str:
-        try:
-            size = image_size(path)
-            if thorough:
-                load_rgb(path)
-        except ValueError as error:
-            return str(error)
-        return size
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        answers = list(pool.map(measured, new)) if thorough else [measured(path) for path in new]
-    for path, answer in zip(new, answers, strict=True):
-        if isinstance(answer, str):
-            findings.corrupt[path] = answer
-        else:
-            findings.sizes[path] = answer
-
-
-def _extension(subset: SubsetSettings, names: list[str]) -> str:
-    """The caption extension of a folder: .txt where the user chose none and no .caption file exists."""
-    if subset.extension_chosen or any(name.endswith(subset.caption_extension) for name in names):
-        return subset.caption_extension
-    if any(name.endswith(".txt") for name in names):
-        logger.info("%s: no %s files, captions are read from .txt", subset.image_dir, subset.caption_extension)
-        return ".txt"
-    return subset.caption_extension
-
-
-def _caption(path: Path, extension: str, names: set[str], subset: SubsetSettings, findings: Findings) -> str:
-    """The caption of an image: its file, else the class tokens."""
-    parts = path.stem.split("_")
-    stems = [path.stem, *(["_".join(parts[:-4])] if len(parts) >= 5 else [])]  # name_cx_cy_w_h: a face position
-    for stem in stems:
-        if stem + extension in names:
-            return _read_caption(path.with_name(stem + extension), subset, findings)
-    if not subset.class_tokens:
-        findings.uncaptioned[path] = subset
-    return subset.class_tokens or ""
-
-
-def _read_caption(file: Path, subset: SubsetSettings, findings: Findings) -> str:
-    """The first line, or all lines that are not blank when wildcards are on."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        findings.bad_captions[file] = f"not UTF-8 text ({error.reason} at byte {error.start})"
-        return ""
-    if not text:
-        findings.bad_captions[file] = "empty; write a caption or delete the file"
-        return ""
-    lines = text.split("\n")
-    if subset.captions.enable_wildcard:
-        return "\n".join(line.strip() for line in lines if line.strip())
-    return lines[0].strip()
+def _part(subset: Found, held_out: set[str], inside: bool) -> Found:
+    """The images that are, or are not, held out; regularisation images never are."""
+    if not held_out:
+        return Found() if inside else subset
+    rows = zip(subset.items, subset.tags, strict=True)
+    chosen = [(i, t) for i, t in rows if (not i.is_reg and _place(i.path) in held_out) == inside]
+    return Found([item for item, _ in chosen], [tags for _, tags in chosen])
 
 
 def _matched(reg: list[ImageItem], target: int) -> list[ImageItem]:
@@ -177,6 +162,8 @@ def _matched(reg: list[ImageItem], target: int) -> list[ImageItem]:
             break
         used.append(item)
         count += item.num_repeats
+    if not used:
+        return []
     missing = max(target - count, 0)
     for place, item in enumerate(used):
         item.num_repeats += missing // len(used) + (place < missing % len(used))
@@ -187,37 +174,3 @@ def _matched(reg: list[ImageItem], target: int) -> list[ImageItem]:
             len(reg),
         )
     return used
-
-
-def _report(findings: Findings, *, allow_uncaptioned: bool, skip_corrupt: bool) -> None:
-    """Log what the user allowed and raise for the rest."""
-    mistakes = []
-    if findings.corrupt:
-        heading = f"{len(findings.corrupt)} image(s) cannot be read"
-        listed = _listed(findings.corrupt)
-        if skip_corrupt:
-            logger.warning("%s and are left out:\n%s", heading, listed)
-        else:
-            mistakes.append(f"{heading}; repair or remove them, or use --skip_corrupt:\n{listed}")
-    if findings.bad_captions:
-        listed = _listed(findings.bad_captions)
-        mistakes.append(f"{len(findings.bad_captions)} caption file(s) cannot be used:\n{listed}")
-    if findings.uncaptioned:
-        heading = f"{len(findings.uncaptioned)} image(s) have no caption"
-        listed = _listed({path: f"no {path.stem}{s.caption_extension}" for path, s in findings.uncaptioned.items()})
-        if allow_uncaptioned:
-            logger.warning("%s:\n%s", heading, listed)
-        else:
-            cure = (
-                "write caption files (--caption_extension names their ending), set class_tokens, or use "
-                "--allow_uncaptioned"
-            )
-            mistakes.append(f"{heading}; {cure}:\n{listed}")
-    if mistakes:
-        raise ValueError("\n".join(mistakes))
-
-
-def _listed(reasons: dict[Path, str]) -> str:
-    lines = [f"  {path}: {reason}" for path, reason in reasons.items()]
-    more = len(lines) - NUM_LISTED
-    return "\n".join(lines[:NUM_LISTED] + ([f"  and {more} more"] if more > 0 else []))

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import toml
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from library.data.kinds import kind_mistakes
+
 Interpolation = Literal["lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box"]
 
 
@@ -24,17 +26,32 @@ def _width_and_height(value: Any) -> Any:
     return tuple(sides)
 
 
+def _least_and_most(value: Any) -> Any:
+    numbers = [number for number in value if type(number) in (int, float)] if isinstance(value, list) else []
+    if len(numbers) != 2 or len(value) != 2 or not 0 < numbers[0] <= numbers[1]:
+        raise ValueError("two numbers [least, most], such as [1.0, 3.0]")
+    return float(numbers[0]), float(numbers[1])
+
+
+def _name_of_a_place(value: Any) -> Any:
+    if isinstance(value, str) and (not value.strip() or "\0" in value):
+        raise ValueError("the name of a folder or file")
+    return value
+
+
+Place = Annotated[str, BeforeValidator(_name_of_a_place)]
 Whole = Annotated[int, BeforeValidator(_true_as_one)]
 AtLeastZero = Annotated[Whole, Field(ge=0)]
 AtLeastOne = Annotated[Whole, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Resolution = Annotated[tuple[int, int], BeforeValidator(_width_and_height)]
+Zoom = Annotated[tuple[float, float], BeforeValidator(_least_and_most)]
 
 
 class Table(BaseModel):
     """A table of the file; None is what the file leaves to the table above it."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ImageKeys(Table):
@@ -52,7 +69,7 @@ class ImageKeys(Table):
     color_aug: bool | None = None
     custom_attributes: dict[str, Any] | None = None
     enable_wildcard: bool | None = None
-    face_crop_aug_range: list[float] | None = None
+    face_crop_aug_range: Zoom | None = None
     flip_aug: bool | None = None
     keep_tokens: AtLeastZero | None = None
     keep_tokens_separator: str | None = None
@@ -67,8 +84,8 @@ class ImageKeys(Table):
     token_warmup_step: Annotated[float, Field(ge=0)] | None = None
 
 
-class DatasetKeys(Table):
-    """Keys about whole datasets; they may stand in [general] and [[datasets]]."""
+class SizeKeys(Table):
+    """Keys about sizes and batches; they may stand in [general] and [[datasets]]."""
 
     batch_size: AtLeastOne | None = None
     bucket_no_upscale: bool | None = None
@@ -78,6 +95,11 @@ class DatasetKeys(Table):
     min_bucket_reso: AtLeastOne | None = None
     network_multiplier: float | None = None
     resolution: Resolution | None = None
+
+
+class DatasetKeys(SizeKeys):
+    """Keys about whole datasets; they may stand in [general] and [[datasets]]."""
+
     validation_seed: Whole | None = None
     validation_split: Share | None = None
 
@@ -90,14 +112,20 @@ class SubsetTable(ImageKeys):
     """[[datasets.subsets]]"""
 
     alpha_mask: bool | None = None
-    conditioning_data_dir: str | None = None
-    image_dir: str | None = None
+    conditioning_data_dir: Place | None = None
+    image_dir: Place | None = None
     is_reg: bool | None = None
-    metadata_file: str | None = None
+    metadata_file: Place | None = None
 
 
 class DatasetTable(ImageKeys, DatasetKeys):
     """[[datasets]]"""
+
+    subsets: list[SubsetTable]
+
+
+class ValidationTable(ImageKeys, SizeKeys):
+    """[validation], the older way to say which images are held out"""
 
     subsets: list[SubsetTable]
 
@@ -107,19 +135,15 @@ class DatasetFile(Table):
 
     general: GeneralTable | None = None
     datasets: Annotated[list[DatasetTable], Field(min_length=1)]
+    validation: ValidationTable | None = None
 
+    def all_datasets(self) -> list[tuple[str, DatasetTable | ValidationTable]]:
+        """Every dataset with its place in the file; [validation] comes last."""
+        numbered: list[tuple[str, DatasetTable | ValidationTable]] = [
+            (f"[[datasets]] {number}", table) for number, table in enumerate(self.datasets, 1)
+        ]
+        return numbered + ([("[validation]", self.validation)] if self.validation else [])
 
-NOT_AVAILABLE_YET = {
-    "alpha_mask": "masks from the alpha channel",
-    "cache_info": "a file of captions and image sizes",
-    "color_aug": "random changes of colour",
-    "conditioning_data_dir": "conditioning images and masks",
-    "face_crop_aug_range": "crops around faces",
-    "metadata_file": "captions in one file",
-    "validation_seed": "held-out images",
-    "validation_split": "held-out images",
-}
-"""Keys that are known but cannot be used yet, with what they are for; false and 0 ask for nothing."""
 
 TABLES: dict[str, type[Table]] = {
     "[general]": GeneralTable,
@@ -128,29 +152,48 @@ TABLES: dict[str, type[Table]] = {
 }
 
 
-def read_dataset_file(path: Path) -> DatasetFile:
-    """Read and check a dataset .toml or .json; every mistake in it is named in one ValueError."""
+def read_dataset_file(path: Path, *, conditioning: bool = False) -> DatasetFile:
+    """Read and check a dataset .toml or .json; every mistake in it is named in one ValueError.
+
+    Without `conditioning` the run has no use for conditioning images, and naming some is a mistake.
+    """
     content = _parse(path)
     try:
         tables = DatasetFile.model_validate(content)
     except ValidationError as error:
         mistakes = [_describe(path_of_error) for path_of_error in error.errors()]
     else:
-        mistakes = _unavailable(tables)
-        mistakes += [
-            f"{place}: image_dir is missing; it names the folder of the images"
-            for place, table in _places(tables)
-            if isinstance(table, SubsetTable) and table.image_dir is None and table.metadata_file is None
-        ]
+        mistakes = []
+        for place, table in tables.all_datasets():
+            subsets = [
+                (f"{_subset_name(place)} {number} of {place}", given(subset))
+                for number, subset in enumerate(table.subsets, 1)
+            ]
+            mistakes += kind_mistakes(given(table), subsets, place, conditioning=conditioning)
+            if place == "[validation]":
+                mistakes += [
+                    f"{name}: is_reg = True; images that are held out are no such images"
+                    for name, subset in subsets
+                    if subset.get("is_reg")
+                ]
     if mistakes:
         raise ValueError(one_message(f"{path}", mistakes))
     return tables
+
+
+def given(table: Table) -> dict[str, Any]:
+    """The keys that a table says something about."""
+    return table.model_dump(exclude_none=True, exclude={"subsets"})
 
 
 def one_message(source: str, mistakes: list[str]) -> str:
     """All mistakes of one source, one in a line."""
     count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
     return f"{source}: {count}\n" + "\n".join(f"  {mistake}" for mistake in mistakes)
+
+
+BROKEN = (ValueError, IndexError, TypeError, RecursionError)
+"""What the toml and json packages raise on a file that is not well-formed."""
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -164,17 +207,22 @@ def _parse(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     try:
-        content = toml.loads(text) if kind == ".toml" else json.loads(text)
-    except (
-        ValueError,
-        IndexError,
-        TypeError,
-    ) as error:  # the toml package trips over some mistakes with the latter two
+        content = toml.loads(text) if kind == ".toml" else json.loads(text, object_pairs_hook=_without_twins)
+    except BROKEN as error:
         hint = "; Windows paths go in single quotes: 'C:\\images'" if kind == ".toml" and "\\" in text else ""
         raise ValueError(f"{path}: not a valid {kind} file: {error}{hint}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected tables general and datasets, got a {type(content).__name__}")
     return content
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The keys of a JSON table; of a key that stands in it twice the first would be lost in silence."""
+    names = [name for name, _ in pairs]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} stands twice in one table")
+    return dict(pairs)
 
 
 def _describe(error: Any) -> str:
@@ -187,8 +235,12 @@ def _describe(error: Any) -> str:
     if error["type"] == "missing":
         return f"{place}: {key} is missing; write [[datasets]] and under it [[datasets.subsets]] with image_dir"
     if error["type"] == "list_type" and key in ("datasets", "subsets"):
-        name = "datasets" if key == "datasets" else "datasets.subsets"
+        name = "datasets" if key == "datasets" else f"{table[0]}.subsets"
         return f"{place}: write [[{name}]] in double brackets, since there may be several"
+    if error["type"] == "too_short" and key in ("datasets", "subsets"):
+        return f"{place}: {key} = {value}; expected at least one table"
+    if isinstance(key, int) and error["type"] in ("model_type", "model_attributes_type"):
+        return f"{_place([*table, key])[0]}: expected a table, got {value}"
     expected = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if isinstance(key, int):
         place, key = _place(table[:-1])[0], table[-1]
@@ -202,9 +254,16 @@ def _place(table: list[Any]) -> tuple[str, type[Table] | None]:
         return "top level", DatasetFile
     if table[0] == "general":
         return "[general]", GeneralTable
+    if table[0] == "validation":
+        place = f"[[validation.subsets]] {numbers[0]} of [validation]" if numbers else "[validation]"
+        return place, SubsetTable if numbers else ValidationTable
     if len(numbers) == 2:
         return f"[[datasets.subsets]] {numbers[1]} of [[datasets]] {numbers[0]}", SubsetTable
     return (f"[[datasets]] {numbers[0]}" if numbers else "[[datasets]]"), DatasetTable
+
+
+def _subset_name(place: str) -> str:
+    return "[[validation.subsets]]" if place == "[validation]" else "[[datasets.subsets]]"
 
 
 def _shown(value: Any) -> str:
@@ -226,20 +285,3 @@ def _advice(key: str, known: type[Table] | None) -> str:
 
 def _all_keys() -> list[str]:
     return sorted({key for table in TABLES.values() for key in table.model_fields})
-
-
-def _places(tables: DatasetFile) -> list[tuple[str, Table]]:
-    places: list[tuple[str, Table]] = [("[general]", tables.general)] if tables.general else []
-    for i, dataset in enumerate(tables.datasets, 1):
-        places.append((f"[[datasets]] {i}", dataset))
-        places += [(f"[[datasets.subsets]] {j} of [[datasets]] {i}", s) for j, s in enumerate(dataset.subsets, 1)]
-    return places
-
-
-def _unavailable(tables: DatasetFile) -> list[str]:
-    return [
-        f"{place}: {key} = {_shown(value)} is not available yet ({NOT_AVAILABLE_YET[key]})"
-        for place, table in _places(tables)
-        for key, value in table.model_dump(exclude={"subsets"}, exclude_none=True).items()
-        if key in NOT_AVAILABLE_YET and value is not False and not (key == "validation_split" and value == 0)
-    ]

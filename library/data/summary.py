@@ -9,8 +9,10 @@ from typing import Any
 
 from library.data.config import SubsetSettings
 from library.data.dataset import ImageSet, TrainingSet
+from library.data.kinds import Kind
 
-SUBSET_KEYS = ("num_repeats", "flip_aug", "random_crop", "resize_interpolation", "class_tokens", "is_reg")
+SUBSET_KEYS = ("num_repeats", "color_aug", "flip_aug", "random_crop", "resize_interpolation")
+FOLDER_KEYS = ("class_tokens", "is_reg")
 CAPTION_KEYS = (
     "shuffle_caption",
     "keep_tokens",
@@ -56,7 +58,7 @@ def tag_frequency(dataset: ImageSet) -> dict[str, dict[str, int]]:
     """Folder name -> lower-case tag -> number of images, repeats not counted."""
     frequencies: dict[str, Counter[str]] = {}
     for subset, captions in _used_subsets(dataset):
-        tags = frequencies.setdefault(subset.image_dir.name, Counter())
+        tags = frequencies.setdefault(subset.source.name, Counter())
         for caption in captions:
             tags.update(tag.strip().lower() for tag in caption.split(",") if tag.strip())
     return {name: dict(tags) for name, tags in frequencies.items()}
@@ -83,7 +85,7 @@ def _folders(training_set: TrainingSet, is_reg: bool) -> dict[str, dict[str, int
     for dataset in training_set.datasets:
         for subset, captions in _used_subsets(dataset):
             if subset.is_reg == is_reg:
-                name = _unused_name(subset.image_dir.name, folders)
+                name = _unused_name(subset.source.name, folders)
                 folders[name] = {"n_repeats": subset.num_repeats, "img_count": len(captions)}
     return folders
 
@@ -100,7 +102,7 @@ def _dataset(dataset: ImageSet) -> dict[str, Any]:
     settings = dataset.settings
     low, high = _bucket_limits(dataset)
     return {
-        "is_dreambooth": True,
+        "is_dreambooth": {subset.kind for subset in settings.subsets} <= {Kind.FOLDERS},
         "batch_size_per_device": settings.batch_size,
         "num_train_images": dataset.num_train_images,
         "num_reg_images": dataset.num_reg_images,
@@ -116,9 +118,14 @@ def _dataset(dataset: ImageSet) -> dict[str, Any]:
 
 
 def _subset(subset: SubsetSettings, count: int) -> dict[str, Any]:
-    values = {"img_count": count, "color_aug": False, "image_dir": subset.image_dir.name}
+    values: dict[str, Any] = {"img_count": count}
     values |= {key: getattr(subset, key) for key in SUBSET_KEYS}
-    return values | {key: getattr(subset.captions, key) for key in CAPTION_KEYS}
+    values |= {key: getattr(subset.captions, key) for key in CAPTION_KEYS}
+    if subset.image_dir is not None:
+        values["image_dir"] = subset.image_dir.name
+    if subset.metadata_file is not None:
+        return values | {"metadata_file": subset.metadata_file.name}
+    return values | {key: getattr(subset, key) for key in FOLDER_KEYS}
 
 
 def _bucket_limits(dataset: ImageSet) -> tuple[int | None, int | None]:

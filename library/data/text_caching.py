@@ -128,7 +128,7 @@ def _refuse_changing_captions(training_set: TrainingSet, variants: int) -> None:
             captions = [item.caption for item in dataset.items if item.subset == number]
             reason = refusal(subset, captions, variants)
             if reason is not None:
-                raise ValueError(f"{subset.image_dir}: {reason}")
+                raise ValueError(f"{subset.source}: {reason}")
 
 
 def _targets(training_set: TrainingSet, fmt: TextFormat, variants: int, to_disk: bool) -> list[_Target]:

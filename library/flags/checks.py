@@ -40,8 +40,25 @@ MISTAKES = (
     ),
     Rule(
         "no dataset",
-        lambda dataset_config, train_data_dir: not dataset_config and not train_data_dir,
+        lambda dataset_config, train_data_dir, in_json, dataset_class: not any(
+            (dataset_config, train_data_dir, in_json, dataset_class)
+        ),
         "no images: give --dataset_config (a TOML file) or --train_data_dir (a folder of `<repeats>_<words>` folders)",
+    ),
+    Rule(
+        "two sources of images",
+        lambda dataset_config, train_data_dir, in_json, dataset_class: bool(
+            dataset_class and (dataset_config or train_data_dir or in_json)
+        ),
+        "--dataset_class={dataset_class} makes the training set by itself: "
+        "leave --dataset_config, --train_data_dir and --in_json out",
+    ),
+    Rule(
+        "conditioning images without images",
+        lambda conditioning_data_dir, train_data_dir, dataset_config: bool(
+            conditioning_data_dir and not train_data_dir and not dataset_config
+        ),
+        "--conditioning_data_dir needs --train_data_dir, the folder with the images they belong to",
     ),
     Rule(
         "folder without resolution",
@@ -76,6 +93,18 @@ MISTAKES = (
         "cached latents with random crops",
         lambda cache_latents, random_crop: cache_latents and random_crop,
         "--random_crop needs the pixels at every step: leave it or --cache_latents out",
+    ),
+    Rule(
+        "cached latents with changing colours",
+        lambda cache_latents, color_aug: cache_latents and color_aug,
+        "--color_aug needs the pixels at every step: leave it or --cache_latents out",
+    ),
+    Rule(
+        "cached latents with crops around faces",
+        lambda cache_latents, face_crop_aug_range, enable_bucket: bool(
+            cache_latents and face_crop_aug_range and not enable_bucket
+        ),
+        "--face_crop_aug_range needs the pixels at every step: leave it or --cache_latents out",
     ),
     Rule(
         "full_fp16 without fp16",
@@ -144,6 +173,11 @@ MISTAKES = (
 )
 
 DOUBTS = (
+    Rule(
+        "crops around faces with buckets",
+        lambda face_crop_aug_range, enable_bucket: bool(face_crop_aug_range and enable_bucket),
+        "--face_crop_aug_range has no effect with --enable_bucket",
+    ),
     Rule(
         "zero_terminal_snr without v_parameterization",
         lambda zero_terminal_snr, v_parameterization: zero_terminal_snr and not v_parameterization,
@@ -217,6 +251,20 @@ CONSEQUENCES = (
         "reg_data_dir",
         None,
         "--reg_data_dir is ignored: --dataset_config says where the images are",
+    ),
+    Consequence(
+        "dataset_config before in_json",
+        lambda dataset_config, in_json: bool(dataset_config and in_json),
+        "in_json",
+        None,
+        "--in_json is ignored: --dataset_config says where the images are",
+    ),
+    Consequence(
+        "dataset_config before conditioning_data_dir",
+        lambda dataset_config, conditioning_data_dir: bool(dataset_config and conditioning_data_dir),
+        "conditioning_data_dir",
+        None,
+        "--conditioning_data_dir is ignored: --dataset_config says where the images are",
     ),
     Consequence(
         "previews every 0 steps",

@@ -16,6 +16,19 @@ def width_and_height(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
+def least_and_most(text: str | None) -> tuple[float, float] | None:
+    """`1.0,3.0` -> (1.0, 3.0)."""
+    if text is None:
+        return None
+    try:
+        least, most = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"expected two numbers min,max, such as 1.0,3.0, got {text!r}") from None
+    if not 0 < least <= most:
+        raise ValueError(f"expected 0 < min <= max, got {text!r}")
+    return least, most
+
+
 @dataclass(frozen=True)
 class DatasetFlags:
     """Dataset"""
@@ -23,12 +36,19 @@ class DatasetFlags:
     train_data_dir: str | None = flag(
         None, "folder whose subfolders `<repeats>_<words>` hold the training images", names="folder"
     )
-    cache_info: bool = flag(False, "remember captions and sizes", unavailable="a file of captions and image sizes")
-    color_aug: bool = flag(False, "change hue or gamma a little", unavailable="random changes of colour")
+    cache_info: bool = flag(
+        False, "remember captions and sizes in metadata_cache.json beside the images; what has changed is read again"
+    )
+    color_aug: bool = flag(False, "change hue or gamma a little, at random; not with cached latents")
     flip_aug: bool = flag(False, "mirror each image with probability one half")
-    face_crop_aug_range: str | None = flag(None, "face zoom as min,max", unavailable="crops around faces")
+    face_crop_aug_range: tuple[float, float] | None = flag(
+        None,
+        "crop around the face that the file name gives as _cx_cy_w_h, enlarged min,max times; not with enable_bucket",
+        type=str,
+        parse=least_and_most,
+    )
     random_crop: bool = flag(False, "crop at a random place instead of the middle")
-    debug_dataset: bool = flag(False, "show the dataset and stop", unavailable="a walk through the dataset")
+    debug_dataset: bool = flag(False, "list the batches of one epoch with their captions, and stop before training")
     resolution: tuple[int, int] | None = flag(
         None, "training size in pixels: one number, or width,height", type=str, parse=width_and_height
     )
@@ -42,17 +62,25 @@ class DatasetFlags:
         "how images are scaled (area when shrinking and lanczos when enlarging, unless given)",
         choices=("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area"),
     )
-    alpha_mask: bool = flag(False, "weigh the loss by the alpha channel", unavailable="masks from the alpha channel")
-    dataset_class: str | None = flag(None, "a class of one's own", unavailable="dataset classes by dotted path")
+    alpha_mask: bool = flag(False, "weigh the loss by the alpha channel; images without one count in full")
+    dataset_class: str | None = flag(
+        None, "package.module.Class of your own that is called with these flags and gives the training set"
+    )
     reg_data_dir: str | None = flag(
         None, "folder like train_data_dir with regularisation images (what the class looks like)", names="folder"
     )
-    in_json: str | None = flag(None, "captions in one file", unavailable="captions and sizes in a JSON file")
+    in_json: str | None = flag(
+        None,
+        ".json or .jsonl file with the captions, tags and sizes of the images in train_data_dir itself",
+        names="file",
+    )
     dataset_repeats: int = flag(1, "how often an epoch shows each image where the dataset does not say", at_least=1)
     train_batch_size: int = flag(1, "images per step and process", at_least=1)
     max_data_loader_n_workers: int = flag(8, "processes that read images; 0 reads in the main process", at_least=0)
     persistent_data_loader_workers: bool = flag(False, "keep those processes alive between epochs")
-    conditioning_data_dir: str | None = flag(None, "masks or hints", unavailable="conditioning images and masks")
+    conditioning_data_dir: str | None = flag(
+        None, "folder with a second image (a mask with masked_loss) for each in train_data_dir itself", names="folder"
+    )
     dataset_config: Path | None = flag(
         None, "TOML or JSON file that describes the datasets; it wins over the flags of this group", names="file"
     )

@@ -42,7 +42,7 @@ class LossFlags:
     huber_c: float = flag(0.1, "threshold of huber and smooth_l1", at_least=0)
     huber_scale: float = flag(1.0, "factor on the threshold, schedules constant and exponential", at_least=0)
     prior_loss_weight: float = flag(1.0, "weight of the loss of regularisation images", at_least=0)
-    masked_loss: bool = flag(False, "weigh the loss by mask images", unavailable="masks")
+    masked_loss: bool = flag(False, "weigh the loss by the red channel of the images in conditioning_data_dir")
     min_snr_gamma: float | None = flag(
         None,
         "limit the loss weight of timesteps with little noise (5 is usual); 0 is off",

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from library.data.config import DatasetConfig, read_dataset_config
+from library.data.kinds import Kind
 from library.data.schema import DatasetTable, GeneralTable, SubsetTable
 from library.flags.dataset import CaptionFlags, DatasetFlags
+from library.flags.monitor import ValidationFlags
 
 FLAGS: dict[str, Any] = {"resolution": (64, 64)}
 
@@ -97,26 +99,181 @@ def test_all_mistakes_are_named_with_table_key_value_and_cure(tmp_path: Path) ->
     assert "resize_interpolation = \"sharp\"; expected 'lanczos'" in message
 
 
+def test_every_key_of_a_subset_is_read(tmp_path: Path) -> None:
+    text = """
+        [general]
+        color_aug = true
+        face_crop_aug_range = [1.0, 2.5]
+        [[datasets]]
+        cache_info = true
+        validation_split = 0.25
+        validation_seed = 5
+        [[datasets.subsets]]
+        image_dir = "a"
+        alpha_mask = true
+        [[datasets]]
+        [[datasets.subsets]]
+        metadata_file = "m.json"
+        color_aug = false
+    """
+    folders, metadata = read(tmp_path, text).datasets
+    (subset,) = folders.subsets
+    assert (subset.color_aug, subset.face_crop_aug_range, subset.cache_info) == (True, (1.0, 2.5), True)
+    assert subset.alpha_mask and subset.kind is Kind.FOLDERS
+    assert (folders.validation_split, folders.validation_seed) == (0.25, 5)
+    (subset,) = metadata.subsets
+    assert (subset.metadata_file, subset.image_dir, subset.source) == (Path("m.json"), None, Path("m.json"))
+    assert (subset.kind, subset.color_aug, subset.alpha_mask) == (Kind.METADATA, False, False)
+    assert (metadata.validation_split, metadata.validation_seed) == (0.0, 0)
+
+
+def test_flags_fill_what_the_file_leaves_out_but_never_a_path(tmp_path: Path) -> None:
+    file = tmp_path / "data.toml"
+    file.write_text('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "a"', encoding="utf-8")
+    flags = DatasetFlags(
+        dataset_config=file,
+        alpha_mask=True,
+        cache_info=True,
+        color_aug=True,
+        face_crop_aug_range=(1.0, 2.0),
+        conditioning_data_dir="c",
+        in_json="m.json",
+        **FLAGS,
+    )
+    held_out = ValidationFlags(validation_split=0.5)
+    (dataset,) = read_dataset_config(flags, CaptionFlags(), held_out, bucket_multiple=64, seed=9).datasets
+    (subset,) = dataset.subsets
+    assert subset.alpha_mask and subset.cache_info and subset.color_aug and subset.face_crop_aug_range == (1.0, 2.0)
+    assert subset.conditioning_data_dir is None and subset.metadata_file is None
+    assert (dataset.validation_split, dataset.validation_seed) == (0.5, 9)
+
+
+def test_the_older_validation_table_is_a_dataset_that_is_held_out(tmp_path: Path) -> None:
+    text = """
+        [general]
+        flip_aug = true
+        [[datasets]]
+        [[datasets.subsets]]
+        image_dir = "a"
+        [validation]
+        batch_size = 3
+        resolution = 128
+        [[validation.subsets]]
+        image_dir = "b"
+    """
+    training, validation = read(tmp_path, text).datasets
+    assert (training.validation_split, validation.validation_split) == (0.0, 1.0)
+    assert (validation.batch_size, validation.resolution) == (3, (128, 128))
+    assert validation.subsets[0].image_dir == Path("b") and validation.subsets[0].flip_aug
+
+
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("lines", "expected"),
     [
-        ("alpha_mask", "true"),
-        ("cache_info", "true"),
-        ("color_aug", "true"),
-        ("conditioning_data_dir", '"c"'),
-        ("face_crop_aug_range", "[1.0, 2.0]"),
-        ("metadata_file", '"m.json"'),
+        ("validation_split = 0.5", "[validation]: unknown key validation_split = 0.5; it belongs in"),
+        (
+            '[[validation.subsets]]\nimage_dri = "b"',
+            '[[validation.subsets]] 1 of [validation]: unknown key image_dri = "b"',
+        ),
+        ("[[validation.subsets]]\nflip_aug = true", "[[validation.subsets]] 1 of [validation]: image_dir is missing"),
+        ('[[validation.subsets]]\nimage_dir = "b"\nis_reg = true', "is_reg = True"),
+        ("[validation.subsets]", "write [[validation.subsets]] in double brackets"),
     ],
 )
-def test_keys_of_later_work_are_refused_by_name(tmp_path: Path, key: str, value: str) -> None:
-    message = complaint(tmp_path, f'[[datasets]]\n[[datasets.subsets]]\nimage_dir = "a"\n{key} = {value}')
-    assert f"[[datasets.subsets]] 1 of [[datasets]] 1: {key} = {value}".split(" = ")[0] in message
-    assert "is not available yet" in message
+def test_mistakes_in_the_validation_table_are_named(tmp_path: Path, lines: str, expected: str) -> None:
+    text = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "a"\n[validation]\nresolution = 64\n' + lines
+    assert expected in complaint(tmp_path, text)
 
 
-def test_keys_of_later_work_that_ask_for_nothing_are_accepted(tmp_path: Path) -> None:
-    text = '[[datasets]]\nvalidation_split = 0.0\n[[datasets.subsets]]\nimage_dir = "a"\ncolor_aug = false'
-    assert len(read(tmp_path, text).datasets) == 1
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ('metadata_file = "m"', 'image_dir = "b"', "subset 1 has metadata_file; expected one kind in a dataset"),
+        ('image_dir = "b"', 'metadata_file = "m"', "it has metadata_file, but subset 1 has neither"),
+        (
+            'image_dir = "b"',
+            'image_dir = "a"\nconditioning_data_dir = "c"',
+            "it has conditioning_data_dir, but subset 1 has neither",
+        ),
+    ],
+)
+def test_kinds_do_not_mix_in_one_dataset(tmp_path: Path, first: str, second: str, expected: str) -> None:
+    text = f"[[datasets]]\n[[datasets.subsets]]\n{first}\n[[datasets.subsets]]\n{second}"
+    message = complaint(tmp_path, text)
+    assert "data.toml" in message and "[[datasets.subsets]] 2 of [[datasets]] 1: " in message and expected in message
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ('metadata_file = "m"\nis_reg = true', "is_reg = True cannot be used with metadata_file"),
+        ('metadata_file = "m"\nclass_tokens = "dog"', "class_tokens = 'dog' cannot be used with metadata_file"),
+        (
+            'metadata_file = "m"\ncaption_extension = ".txt"',
+            "caption_extension = '.txt' cannot be used with metadata_file",
+        ),
+        ('image_dir = "a"\nmetadata_file = "m"\nconditioning_data_dir = "c"', "for different kinds; keep one"),
+        (
+            'image_dir = "a"\nconditioning_data_dir = "c"\nalpha_mask = true',
+            "the mask comes from conditioning_data_dir",
+        ),
+        ('conditioning_data_dir = "c"', "image_dir is missing"),
+        ('image_dir = "a"\nconditioning_data_dir = "c"', "conditioning_data_dir = 'c' would have no effect"),
+        ('image_dir = "a"\nface_crop_aug_range = [3, 1]', "face_crop_aug_range = [3, 1]; expected two numbers"),
+        ('image_dir = "a"\nface_crop_aug_range = ["1"]', "expected two numbers [least, most]"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_named(tmp_path: Path, lines: str, expected: str) -> None:
+    assert expected in complaint(tmp_path, f"[[datasets]]\n[[datasets.subsets]]\n{lines}")
+
+
+def pairs(tmp_path: Path, lines: str, **options: Any) -> DatasetConfig:
+    file = tmp_path / "data.toml"
+    text = f'[[datasets]]\n[[datasets.subsets]]\nimage_dir = "a"\nconditioning_data_dir = "c"\n{lines}'
+    file.write_text(text, encoding="utf-8")
+    flags = DatasetFlags(dataset_config=file, **FLAGS)
+    return read_dataset_config(flags, CaptionFlags(), bucket_multiple=64, **options)
+
+
+def test_conditioning_images_are_masks_or_what_is_trained(tmp_path: Path) -> None:
+    (masks,) = pairs(tmp_path, "", masked_loss=True).datasets
+    (hints,) = pairs(tmp_path, 'class_tokens = "dog"', control=True).datasets
+    assert (masks.masked_loss, hints.masked_loss) == (True, False)
+    assert masks.subsets[0].conditioning_data_dir == Path("c") and masks.subsets[0].kind is Kind.CONDITIONING
+
+
+@pytest.mark.parametrize("key", ["random_crop = true", "face_crop_aug_range = [1.0, 2.0]"])
+def test_conditioning_images_cannot_follow_crops_at_random(tmp_path: Path, key: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"data\.toml(.|\n)*\[\[datasets\]\] 1: subset 1: .* with conditioning_data_dir"
+    ):
+        pairs(tmp_path, key, masked_loss=True)
+
+
+def test_a_control_trainer_takes_pairs_only(tmp_path: Path) -> None:
+    file = tmp_path / "data.toml"
+    file.write_text('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "a"', encoding="utf-8")
+    flags = DatasetFlags(dataset_config=file, **FLAGS)
+    with pytest.raises(ValueError, match="subset 1: conditioning_data_dir is missing"):
+        read_dataset_config(flags, CaptionFlags(), bucket_multiple=64, control=True)
+
+
+def test_flags_may_name_a_metadata_file_or_masks(tmp_path: Path) -> None:
+    flags = DatasetFlags(train_data_dir="a", in_json="m.json", **FLAGS)
+    (dataset,) = read_dataset_config(flags, CaptionFlags(), bucket_multiple=64).datasets
+    assert (dataset.subsets[0].metadata_file, dataset.subsets[0].image_dir) == (Path("m.json"), Path("a"))
+    flags = DatasetFlags(train_data_dir="a", conditioning_data_dir="c", dataset_repeats=3, **FLAGS)
+    (dataset,) = read_dataset_config(flags, CaptionFlags(), bucket_multiple=64, masked_loss=True).datasets
+    assert (dataset.subsets[0].conditioning_data_dir, dataset.subsets[0].num_repeats) == (Path("c"), 3)
+    with pytest.raises(ValueError, match="--conditioning_data_dir has no effect without --masked_loss"):
+        read_dataset_config(flags, CaptionFlags(), bucket_multiple=64)
+
+
+@pytest.mark.parametrize("other", [{"conditioning_data_dir": "c"}, {"reg_data_dir": "r"}])
+def test_flags_of_different_kinds_are_refused(other: dict[str, str]) -> None:
+    flags = DatasetFlags(train_data_dir="a", in_json="m.json", **other, **FLAGS)
+    with pytest.raises(ValueError, match="--in_json"):
+        read_dataset_config(flags, CaptionFlags(), bucket_multiple=64, masked_loss=True)
 
 
 def test_the_other_name_of_resize_interpolation_is_read(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from library.flags import checks
-from library.flags.settings import Settings
+from library.flags.settings import Settings, read_settings
+from library.flags.trainers import TRAIN_NETWORK
 
 Read = Callable[..., Settings]
 Refused = Callable[..., list[str]]
@@ -16,6 +18,9 @@ MISTAKES = {
     "v_pred_like_loss with v_parameterization": "--v_pred_like_loss=0.1 --v_parameterization",
     "timestep limits crossed": "--min_timestep=500 --max_timestep=500",
     "cached latents with random crops": "--cache_latents --random_crop",
+    "cached latents with changing colours": "--cache_latents --color_aug",
+    "cached latents with crops around faces": "--cache_latents --face_crop_aug_range=1,3",
+    "two sources of images": "--dataset_class=mine.Images",
     "full_fp16 without fp16": "--full_fp16 --mixed_precision=bf16",
     "full_bf16 without bf16": "--full_bf16",
     "warm-up with a schedule that has none": "--lr_warmup_steps=10",
@@ -35,6 +40,7 @@ ALLOWED = [
     "--min_timestep=0 --max_timestep=1",
     "--min_timestep=999",
     "--cache_latents",
+    "--face_crop_aug_range=1.0,3.0",
     "--full_fp16 --mixed_precision=fp16",
     "--full_bf16 --mixed_precision=bf16",
     "--lr_warmup_steps=10 --lr_scheduler=constant_with_warmup",
@@ -43,6 +49,7 @@ ALLOWED = [
     "--persistent_data_loader_workers",
 ]
 DOUBTS = {
+    "crops around faces with buckets": "--face_crop_aug_range=1,3 --enable_bucket",
     "zero_terminal_snr without v_parameterization": "--zero_terminal_snr",
     "clip_skip with v2": "--v2 --clip_skip=2",
     "several attentions": "--sdpa --mem_eff_attn",
@@ -52,6 +59,7 @@ DOUBTS = {
     "last steps of none": "--save_last_n_steps=2",
 }
 MISSING = {"no base model", "no network module", "no output folder", "no dataset"}  # test_settings
+MISSING |= {"folder without resolution", "conditioning images without images"}  # below
 
 
 @pytest.fixture
@@ -72,6 +80,17 @@ def test_settings_that_do_not_go_together_are_refused(refused: Refused, base: li
     assert mistake.startswith(start(checks.MISTAKES, name))
 
 
+def test_conditioning_images_need_images(refused: Refused, base: list[str], tmp_path: Path) -> None:
+    without = [word for word in base if not word.startswith("--train_data_dir")]
+    mistakes = refused(*without, f"--conditioning_data_dir={tmp_path}")
+    assert any(mistake.startswith("--conditioning_data_dir needs --train_data_dir") for mistake in mistakes)
+
+
+def test_a_class_of_ones_own_needs_no_folder(base: list[str]) -> None:
+    without = [word for word in base if not word.startswith("--train_data_dir")]
+    assert read_settings(TRAIN_NETWORK, "a test", argv=[*without, "--dataset_class=mine.Images"]).warnings == ()
+
+
 def test_folders_need_a_resolution(refused: Refused, base: list[str]) -> None:
     without = [word for word in base if not word.startswith("--resolution")]
     (mistake,) = refused(*without)
@@ -90,7 +109,7 @@ def test_doubtful_settings_are_taken_with_one_warning(read: Read, name: str) -> 
 
 
 def test_no_rule_is_left_untested() -> None:
-    assert {rule.name for rule in checks.MISTAKES} == MISTAKES.keys() | MISSING | {"folder without resolution"}
+    assert {rule.name for rule in checks.MISTAKES} == MISTAKES.keys() | MISSING
     assert {rule.name for rule in checks.DOUBTS} == DOUBTS.keys()
 
 

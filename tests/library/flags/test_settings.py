@@ -24,8 +24,7 @@ UNAVAILABLE = """
     save_last_n_epochs_state save_last_n_steps_state initial_epoch initial_step skip_until_initial_step
     huggingface_repo_id huggingface_repo_type huggingface_path_in_repo huggingface_token huggingface_repo_visibility
     async_upload validation_seed validation_split validate_every_n_steps validate_every_n_epochs max_validation_steps
-    in_json conditioning_data_dir masked_loss alpha_mask face_crop_aug_range color_aug cache_info dataset_class
-    debug_dataset fp8_base fp8_base_unet cpu_offload_checkpointing torch_compile dynamo_backend deepspeed zero_stage
+    fp8_base fp8_base_unet cpu_offload_checkpointing torch_compile dynamo_backend deepspeed zero_stage
     offload_optimizer_device offload_optimizer_nvme_path offload_param_device offload_param_nvme_path zero3_init_flag
     zero3_save_16bit_model fp16_master_weights_and_gradients fused_backward_pass
 """.split()
@@ -185,8 +184,8 @@ def test_exactly_these_flags_are_not_available_yet() -> None:
 
 
 def test_a_flag_that_is_not_available_is_refused(refused: Refused, base: list[str]) -> None:
-    assert refused(*base, "--masked_loss", "--zero_stage=3") == [
-        "--masked_loss is not available yet: masks",
+    assert refused(*base, "--validation_split=0.1", "--zero_stage=3") == [
+        "--validation_split is not available yet: validation during training",
         "--zero_stage is not available yet: training with DeepSpeed",
     ]
 
