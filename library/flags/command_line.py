@@ -4,9 +4,10 @@ import argparse
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field
+from types import MappingProxyType
 from typing import Any, NoReturn
 
-from library.flags.declare import add_flags, declared_flags, is_switch, takes_many
+from library.flags.declare import add_flags, declared_flags, is_switch, takes_many, without_effect
 
 
 @dataclass
@@ -23,13 +24,20 @@ class Reading:
 class CommandLine:
     """argparse over groups of flags, asked one flag at a time so that one mistake does not hide the next."""
 
-    def __init__(self, groups: Sequence[type], description: str, defaults: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        groups: Sequence[type],
+        description: str,
+        defaults: Mapping[str, Any],
+        idle: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.flags: dict[str, Field[Any]] = declared_flags(groups)
+        self.flags |= {name: without_effect(self.flags[name], why) for name, why in idle.items()}
         self.parser = _Parser(
             description=description, usage="%(prog)s [--flag value ...]", argument_default=argparse.SUPPRESS
         )
         for group in groups:
-            add_flags(self.parser, group, defaults)
+            add_flags(self.parser, group, self.flags, defaults)
 
     def read(self, words: Sequence[str]) -> Reading:
         """The values of the flags in `words`; `--help` prints the help and ends the program."""

@@ -1,10 +1,11 @@
 """How a setting is declared: a field of a frozen dataclass is the flag, its type, its default and its help."""
 
 import argparse
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Any, get_args
 
 SCALARS = (bool, int, float, str, Path)
@@ -59,6 +60,14 @@ def declared_flags(groups: Iterable[type]) -> dict[str, Field[Any]]:
     return found
 
 
+def without_effect(declared: Field[Any], why: str) -> Field[Any]:
+    """The same flag in a script that takes it, for the sake of a shared settings file, and does not read it."""
+    idle = copy.copy(declared)
+    changes = {"no_effect": why, "unavailable": "", "names": ""}
+    idle.metadata = MappingProxyType({**declared.metadata, **changes})
+    return idle
+
+
 def title(group: type) -> str:
     """The heading of a group of flags: the first line of its docstring."""
     return (group.__doc__ or group.__name__).splitlines()[0].rstrip(".")
@@ -92,13 +101,15 @@ def meaning(declared: Field[Any], default: Any) -> str:
     return text if default is None or default is False or default == "" else f"{text} (default: {default})"
 
 
-def add_flags(parser: argparse.ArgumentParser, group: type, defaults: Mapping[str, Any]) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser, group: type, flags: Mapping[str, Field[Any]], defaults: Mapping[str, Any]
+) -> None:
     """Add every field of `group` to `parser` under the group's title; `defaults` holds this script's own defaults.
 
     The parser is not told any default, so that what it answers is what the user said.
     """
     section = parser.add_argument_group(title(group))
-    for declared in fields(group):
+    for declared in (flags[own.name] for own in fields(group)):
         assert declared.default is not MISSING, f"{group.__name__}.{declared.name} has no default"
         text = meaning(declared, defaults.get(declared.name, declared.default)).replace("%", "%%")
         if is_switch(declared):

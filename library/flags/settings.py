@@ -62,13 +62,15 @@ def read_settings(
     description: str,
     defaults: Mapping[str, Any] | None = None,
     argv: Sequence[str] | None = None,
+    idle: Mapping[str, str] | None = None,
 ) -> Settings:
     """The settings that the command line and its `--config_file` give; `defaults` are this script's own.
 
+    `idle` names flags that this script does not read, and says why; no rule is about them.
     Ends the program with code 0 after `--help` and `--output_config`, with 1 when `--output_config` would
     overwrite a file, and with 2 and one message about all mistakes when there are any.
     """
-    command_line = CommandLine(groups, description, defaults or {})
+    command_line = CommandLine(groups, description, defaults or {}, idle or {})
     try:
         reading = _read(command_line, argv)
         if reading.values.get("output_config") and not reading.errors:
@@ -117,19 +119,27 @@ def _settings(
             values[name] = default
             mistakes.append(str(error))
             failed.add(name)
+    idle = {name: f.metadata["no_effect"] for name, f in command_line.flags.items() if f.metadata["no_effect"]}
+    failed |= idle.keys()
     values, followed = with_consequences(values, failed)
-    idle = [
-        f"--{name} has no effect: {command_line.flags[name].metadata['no_effect']}"
-        for name in reading.values
-        if command_line.flags[name].metadata["no_effect"]
-    ]
-    (mistakes if values.get("strict") else warnings).extend(idle)
+    without_effect = _without_effect({name: why for name, why in idle.items() if name in reading.values})
+    (mistakes if values.get("strict") and "strict" not in idle else warnings).extend(without_effect)
     mistakes += broken(MISTAKES, values, failed)
     if mistakes:
         raise SettingsError(mistakes)
-    warnings += followed + broken(DOUBTS, values)
+    warnings += followed + broken(DOUBTS, values, failed)
     built = {group: group(**{f.name: values[f.name] for f in fields(group)}) for group in groups}
     return Settings(MappingProxyType(built), frozenset(reading.values), tuple(warnings))
+
+
+def _without_effect(given: Mapping[str, str]) -> list[str]:
+    """A line for each reason why flags that were given have no effect."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in given.items():
+        reasons.setdefault(why, []).append(f"--{name}")
+    return [
+        f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no effect: {why}" for why, names in reasons.items()
+    ]
 
 
 def _checked(declared: Field[Any], value: Any, default: Any) -> Any:

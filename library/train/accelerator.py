@@ -37,6 +37,9 @@ TRACKERS: Mapping[str, tuple[str, ...]] = {
 }
 """--log_with -> trackers; each is also the name of the package it needs."""
 
+FIRST_PAUSE, LAST_PAUSE = 0.01, 1.0
+"""Seconds between two looks at how many ranks have arrived."""
+
 SECRETS = frozenset(["wandb_api_key", "huggingface_token"])
 
 
@@ -79,6 +82,24 @@ def agreed_seed(seed: int | None) -> int:
     drawn = [random.SystemRandom().randrange(2**32)]
     broadcast_object_list(drawn)
     return drawn[0]
+
+
+def wait_patiently(what: str) -> None:
+    """Return once every rank has called this for `what`, however long the slowest takes.
+
+    A collective would give up after its time-out (10 to 30 minutes) on ranks that are still filling caches; here each
+    rank asks the store that the processes met at. When a rank dies, the launcher ends the others. What is waited for
+    may come again: a rank cannot come back before all have left.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    store, ranks = distributed.distributed_c10d._get_default_store(), distributed.get_world_size()
+    arrived = store.add(what, 1)
+    everyone = -(-arrived // ranks) * ranks
+    pause = FIRST_PAUSE
+    while store.add(what, 0) < everyone:
+        time.sleep(pause)
+        pause = min(2 * pause, LAST_PAUSE)
 
 
 def mean_of_ranks(tensor: Tensor) -> None:

@@ -1,0 +1,105 @@
+"""What may be said to the tools that fill caches before a training: all that the training is told, and little more."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from library.flags.dataset import CacheFlags, DatasetFlags
+from library.flags.declare import declared_flags, flag
+from library.flags.trainers import TRAIN_NETWORK
+
+SDXL = "caches for SDXL"
+FLUX = "caches for FLUX"
+
+
+@dataclass(frozen=True)
+class TextCacheFlags:
+    """Caches of text"""
+
+    cache_text_encoder_outputs: bool = flag(False, "encode each caption once and keep the result in memory")
+    cache_text_encoder_outputs_to_disk: bool = flag(
+        False, "keep encoded captions beside the images as .npz, for later runs too"
+    )
+    text_encoder_batch_size: int | None = flag(
+        None, "captions per call of the text encoders while filling the cache; 16 unless given", at_least=1
+    )
+    text_cache_variants: int = flag(
+        1, "variants kept of captions that change: shuffled, tags dropped, wildcards", at_least=1
+    )
+
+
+@dataclass(frozen=True)
+class FamilyFlags:
+    """Other model families"""
+
+    sdxl: bool = flag(False, "the model is SDXL", unavailable=SDXL)
+    flux: bool = flag(False, "the model is FLUX.1", unavailable=FLUX)
+    model_type: str = flag("flux", "layout of the model", choices=("flux", "chroma"), unavailable=FLUX)
+    ae: str | None = flag(None, "the autoencoder", unavailable=FLUX)
+    clip_l: str | None = flag(None, "the first text encoder", unavailable=FLUX)
+    t5xxl: str | None = flag(None, "the second text encoder", unavailable=FLUX)
+    t5xxl_max_token_length: int | None = flag(None, "caption length in tokens", unavailable=FLUX)
+    apply_t5_attn_mask: bool = flag(False, "mask the padding of the second text encoder", unavailable=FLUX)
+
+
+@dataclass(frozen=True)
+class OnlyTrainingFlags:
+    """Training of other model families"""
+
+    controlnet_model_name_or_path: str | None = flag(None, "a ControlNet")
+    blocks_to_swap: int | None = flag(None, "blocks kept in main memory")
+    guidance_scale: float = flag(3.5, "guidance that the model is told")
+    timestep_sampling: str = flag(
+        "sigma", "how timesteps are drawn", choices=("sigma", "uniform", "sigmoid", "shift", "flux_shift")
+    )
+    sigmoid_scale: float = flag(1.0, "spread of timesteps drawn by a sigmoid")
+    model_prediction_type: str = flag(
+        "sigma_scaled", "what the model's answer is taken for", choices=("raw", "additive", "sigma_scaled")
+    )
+    discrete_flow_shift: float = flag(3.0, "shift of the noise schedule")
+    weighting_scheme: str = flag(
+        "uniform",
+        "weights of timesteps",
+        choices=("sigma_sqrt", "logit_normal", "mode", "cosmap", "none", "uniform"),
+    )
+    logit_mean: float = flag(0.0, "middle of the logit-normal weights")
+    logit_std: float = flag(1.0, "spread of the logit-normal weights")
+    mode_scale: float = flag(1.29, "scale of the mode weights")
+
+
+@dataclass(frozen=True)
+class CacheToolFlags:
+    """Flags of older versions"""
+
+    skip_existing: bool = flag(False, no_effect="caches that are up to date are never made again")
+    disable_mmap_load_safetensors: bool = flag(False, no_effect="weights are read without memory mapping")
+
+
+@dataclass(frozen=True)
+class CastFlags:
+    """Number formats of other model families"""
+
+    t5xxl_dtype: str | None = flag(None, no_effect="text encoders run in --mixed_precision")
+
+
+CACHE_LATENTS: tuple[type, ...] = (*TRAIN_NETWORK, TextCacheFlags, FamilyFlags, OnlyTrainingFlags, CacheToolFlags)
+CACHE_TEXT: tuple[type, ...] = (*CACHE_LATENTS, CastFlags)
+
+BOTH_READ = {
+    *("pretrained_model_name_or_path", "v2", "mixed_precision", "skip_cache_check", "cache_dtype", "ddp_timeout"),
+    *("console_log_level", "console_log_file", "console_log_simple"),
+    *("config_file", "output_config", "caption_extension", "caption_extention"),
+    *("validation_split", "validation_seed", "seed", "sdxl", "flux", "model_type"),
+}
+LOADING = {"train_batch_size", "max_data_loader_n_workers", "persistent_data_loader_workers", "debug_dataset"}
+IMAGES = declared_flags([DatasetFlags]).keys() - LOADING
+LATENTS_READ = BOTH_READ | IMAGES | declared_flags([CacheFlags]).keys() | {"vae", "no_half_vae", "ae"}
+"""What decides the latents of a training."""
+ENCODERS_READ = {"tokenizer_cache_dir", "max_token_length", "clip_skip", "clip_l", "t5xxl", "t5xxl_max_token_length"}
+TEXT_READ = BOTH_READ | IMAGES | ENCODERS_READ
+"""What decides the encoded captions of a training, besides the flags about captions themselves."""
+
+
+def idle_flags(groups: Iterable[type], read: Collection[str], why: str) -> dict[str, str]:
+    """The flags of `groups` that are not among those `read`, each with the reason `why`."""
+    flags = declared_flags(groups)
+    return {name: why for name, declared in flags.items() if name not in read and not declared.metadata["no_effect"]}

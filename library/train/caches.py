@@ -1,0 +1,93 @@
+"""How the caches of a run are filled, by the training itself or by a tool before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from library.data.cache_arrays import CACHE_DTYPES
+from library.data.caching import cache_latents
+from library.data.dataset import TrainingSet
+from library.data.text_caching import cache_text
+from library.flags.cache_tools import TextCacheFlags
+from library.flags.dataset import CacheFlags
+from library.flags.run import PrecisionFlags
+from library.flags.settings import Settings
+from library.models.architecture import Architecture
+from library.train.accelerator import wait_patiently, weight_dtype
+from library.train.vae_on_demand import VaeOnDemand
+
+TEXT_BATCH = 16
+"""Captions per call of the text encoders, unless --text_encoder_batch_size says otherwise."""
+
+
+def vae_of_run(settings: Settings, arch: Architecture, device: torch.device) -> VaeOnDemand:
+    """The VAE in the numbers that the settings ask for, not loaded yet."""
+    precision = settings[PrecisionFlags]
+    return VaeOnDemand(arch, torch.float32 if precision.no_half_vae else weight_dtype(precision), device)
+
+
+def fill_latent_cache(
+    settings: Settings, arch: Architecture, data: TrainingSet, vae: VaeOnDemand, accelerator: Accelerator
+) -> None:
+    """Encode what no valid cache holds; a run whose caches are complete never loads the VAE for it."""
+    flags = settings[CacheFlags]
+    cache_latents(
+        data,
+        vae.encode,
+        arch.latents,
+        vae_id=arch.vae_id(),
+        batch_size=flags.vae_batch_size,
+        to_disk=flags.cache_latents_to_disk,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        skip_cache_check=flags.skip_cache_check,
+        dtype=cache_dtype(flags),
+    )
+    wait_patiently("latent caches")
+
+
+def fill_text_cache(settings: Settings, arch: Architecture, data: TrainingSet, accelerator: Accelerator) -> None:
+    """Encode the captions that no valid cache holds; ValueError for a family that has no cache of text."""
+    flags, text = settings[CacheFlags], settings[TextCacheFlags]
+    encoders = EncodersOnDemand(arch, weight_dtype(settings[PrecisionFlags]), accelerator.device)
+    cache_text(
+        data,
+        encoders.encode,
+        arch.text,
+        encoder_id=arch.text_encoder_id(),
+        batch_size=text.text_encoder_batch_size or TEXT_BATCH,
+        to_disk=text.cache_text_encoder_outputs_to_disk,
+        variants=text.text_cache_variants,
+        dtype=cache_dtype(flags),
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        skip_cache_check=flags.skip_cache_check,
+    )
+    wait_patiently("text caches")
+
+
+def cache_dtype(flags: CacheFlags) -> torch.dtype | None:
+    """What --cache_dtype names, if it is given."""
+    return None if flags.cache_dtype is None else CACHE_DTYPES[flags.cache_dtype]
+
+
+class EncodersOnDemand:
+    """Encodes captions for the cache; the text encoders are loaded when the first caption needs them."""
+
+    def __init__(self, arch: Architecture, dtype: torch.dtype, device: torch.device) -> None:
+        self.arch = arch
+        self.dtype = dtype
+        self.device = device
+        self._encoders: list[nn.Module] | None = None
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """The arrays of the family's text format, [B, ...] each."""
+        if self._encoders is None:
+            self._encoders = self.arch.load_text_encoders(self.dtype, self.device)
+        tokens = {name: ids.to(self.device) for name, ids in self.arch.tokenize(captions).items()}
+        return self.arch.encode_text(self._encoders, tokens)
