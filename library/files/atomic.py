@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -26,14 +27,43 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:12]}.tmp{target.suffix}")
+    temporary.touch(exist_ok=False)
+    mode = temporary.stat().st_mode
     try:
         yield temporary
+        # Some writers (safetensors) make files that only their owner may read; the user's umask decides here.
+        temporary.chmod(mode)
         # Windows flushes only handles that are open for writing.
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a new temporary folder beside `path`; it takes the place of `path` at the end of the block.
+
+    As with `replacing`, every byte is on the disk before the name changes, and an exception removes the folder. A
+    folder that `path` names already is moved aside first, for the moment that lies between two renames.
+    """
+    target = Path(path)
+    unique = uuid.uuid4().hex[:12]
+    temporary, aside = (target.with_name(f".{target.name}.{unique}.{end}") for end in ("tmp", "old"))
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb+") as written:
+                    os.fsync(written.fileno())
+        if target.exists():
+            os.replace(target, aside)
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_leftovers(folders: Iterable[Path], suffix: str) -> None:
