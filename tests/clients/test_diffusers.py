@@ -54,20 +54,12 @@ def pipeline_of(ours, small_sd):
     theirs.load_state_dict(unet.state_dict())
     text_model = CLIPTextModel(encoder.config)
     text_model.load_state_dict(encoder.state_dict())
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_model.eval(),
         tokenizer=CLIPTokenizer.from_pretrained(next(small_sd.tokenizers.iterdir())),
         unet=theirs.eval(),
-        scheduler=scheduler,
+        scheduler=ddim(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -79,7 +71,7 @@ def our_latents(ours, start):
     """What our U-Net and text encoder make of `start` in four steps of DDIM with guidance 4."""
     arch, encoder, unet, _ = ours
     text = arch.encode_text([encoder], arch.tokenize([PROMPTS[0], PROMPTS[1]]))
-    scheduler = pipeline_scheduler()
+    scheduler = ddim()
     scheduler.set_timesteps(4)
     x = start.clone()
     for t in scheduler.timesteps:
@@ -88,7 +80,7 @@ def our_latents(ours, start):
     return x
 
 
-def pipeline_scheduler():
+def ddim() -> DDIMScheduler:
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
