@@ -83,7 +83,7 @@ def cache_latents(
     if todo:
         kept_in = dtype or (torch.float32 if to_disk else None)
         _encode_all(todo, encode, fmt, batch_size, kept_in)
-    for dataset in training_set.datasets:
+    for dataset in training_set.with_held_out:
         dataset.latent_format = fmt
 
 
@@ -121,7 +121,7 @@ class _Done:
 
 
 def _refuse_changing_pictures(training_set: TrainingSet) -> None:
-    for dataset in training_set.datasets:
+    for dataset in training_set.with_held_out:
         for subset in dataset.settings.subsets:
             if subset.random_crop:
                 raise ValueError(f"{subset.image_dir}: random_crop cannot be used with --cache_latents; turn one off")
@@ -130,7 +130,7 @@ def _refuse_changing_pictures(training_set: TrainingSet) -> None:
 def _targets(training_set: TrainingSet, fmt: LatentFormat, vae_id: str, to_disk: bool) -> list[_Target]:
     """What to encode, each picture once; on disk every target has a place of its own."""
     targets: dict[tuple[Path, Recipe], _Target] = {}
-    for dataset in training_set.datasets:
+    for dataset in training_set.with_held_out:
         for item in dataset.items:
             subset = dataset.settings.subsets[item.subset]
             recipe = Recipe(item.bucket, item.resized, subset.resize_interpolation, vae_id)

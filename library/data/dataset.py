@@ -98,6 +98,11 @@ class TrainingSet(Dataset[Batch]):
         return sum(dataset.num_batches for dataset in self.datasets)
 
     @property
+    def with_held_out(self) -> list[ImageSet]:
+        """All datasets, and those of the images that are held out."""
+        return self.datasets + (self.validation.datasets if self.validation else [])
+
+    @property
     def latents_cached(self) -> bool:
         """Whether every image has latents in memory or on disk."""
         return all(item.latents or item.latents_file for dataset in self.datasets for item in dataset.items)

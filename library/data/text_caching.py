@@ -74,7 +74,7 @@ def cache_text(
         todo = targets
     _encode_all(todo, _Encoder(encode, fmt, encoder_id, batch_size, dtype))
     empty = next((target.encodings[0] for target in targets if not target.items and not to_disk), None)
-    for dataset in training_set.datasets:
+    for dataset in training_set.with_held_out:
         dataset.text_cache = TextCache(fmt, empty)
 
 
@@ -123,7 +123,7 @@ class _Encoder:
 
 
 def _refuse_changing_captions(training_set: TrainingSet, variants: int) -> None:
-    for dataset in training_set.datasets:
+    for dataset in training_set.with_held_out:
         for number, subset in enumerate(dataset.settings.subsets):
             captions = [item.caption for item in dataset.items if item.subset == number]
             reason = refusal(subset, captions, variants)
@@ -134,7 +134,7 @@ def _refuse_changing_captions(training_set: TrainingSet, variants: int) -> None:
 def _targets(training_set: TrainingSet, fmt: TextFormat, variants: int, to_disk: bool) -> list[_Target]:
     """What to encode, each caption of an image once; on disk every target has a file of its own."""
     targets: dict[tuple[Path, tuple[str, ...]], _Target] = {}
-    for dataset in training_set.datasets:
+    for dataset in training_set.with_held_out:
         for item in dataset.items:
             texts = variant_captions(item, dataset.settings.subsets[item.subset].captions, variants)
             target = targets.setdefault((item.path, tuple(texts)), _Target(texts, []))

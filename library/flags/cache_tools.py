@@ -1,10 +1,12 @@
 """What may be said to the tools that fill caches before a training: all that the training is told, and little more."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from library.flags.dataset import CacheFlags, DatasetFlags
+from library.flags.dataset import CacheFlags, CaptionFlags, DatasetFlags
 from library.flags.declare import declared_flags, flag
+from library.flags.settings import Settings, read_settings
 from library.flags.trainers import TRAIN_NETWORK
 
 SDXL = "caches for SDXL"
@@ -81,25 +83,44 @@ class CastFlags:
     t5xxl_dtype: str | None = flag(None, no_effect="text encoders run in --mixed_precision")
 
 
-CACHE_LATENTS: tuple[type, ...] = (*TRAIN_NETWORK, TextCacheFlags, FamilyFlags, OnlyTrainingFlags, CacheToolFlags)
-CACHE_TEXT: tuple[type, ...] = (*CACHE_LATENTS, CastFlags)
+@dataclass(frozen=True)
+class CacheTool:
+    """What one of the tools is told. It takes every flag of the training, so that both may share a settings file."""
 
-BOTH_READ = {
-    *("pretrained_model_name_or_path", "v2", "mixed_precision", "skip_cache_check", "cache_dtype", "ddp_timeout"),
-    *("console_log_level", "console_log_file", "console_log_simple"),
-    *("config_file", "output_config", "caption_extension", "caption_extention"),
-    *("validation_split", "validation_seed", "seed", "sdxl", "flux", "model_type"),
-}
+    groups: tuple[type, ...]
+    read: Collection[str]
+    """The flags that decide what is cached."""
+    why: str
+    """Why the others have no effect."""
+    defaults: Mapping[str, Any]
+
+    def settings(self, description: str, argv: Sequence[str] | None = None) -> Settings:
+        """The settings of the command line, as `read_settings`."""
+        flags = declared_flags(self.groups)
+        idle = {name: self.why for name, f in flags.items() if name not in self.read and not f.metadata["no_effect"]}
+        return read_settings(self.groups, description, self.defaults, argv, idle)
+
+
 LOADING = {"train_batch_size", "max_data_loader_n_workers", "persistent_data_loader_workers", "debug_dataset"}
 IMAGES = declared_flags([DatasetFlags]).keys() - LOADING
-LATENTS_READ = BOTH_READ | IMAGES | declared_flags([CacheFlags]).keys() | {"vae", "no_half_vae", "ae"}
-"""What decides the latents of a training."""
-ENCODERS_READ = {"tokenizer_cache_dir", "max_token_length", "clip_skip", "clip_l", "t5xxl", "t5xxl_max_token_length"}
-TEXT_READ = BOTH_READ | IMAGES | ENCODERS_READ
-"""What decides the encoded captions of a training, besides the flags about captions themselves."""
+BOTH_READ = IMAGES | {
+    *("pretrained_model_name_or_path", "v2", "mixed_precision", "skip_cache_check", "cache_dtype", "ddp_timeout"),
+    *("console_log_level", "console_log_file", "console_log_simple"),
+    *("config_file", "output_config", "caption_extension", "caption_extention", "masked_loss"),
+    *("validation_split", "validation_seed", "seed", "sdxl", "flux", "model_type"),
+}
+ENCODERS = {"tokenizer_cache_dir", "max_token_length", "clip_skip", "clip_l", "t5xxl", "t5xxl_max_token_length"}
+GROUPS = (*TRAIN_NETWORK, TextCacheFlags, FamilyFlags, OnlyTrainingFlags, CacheToolFlags)
 
-
-def idle_flags(groups: Iterable[type], read: Collection[str], why: str) -> dict[str, str]:
-    """The flags of `groups` that are not among those `read`, each with the reason `why`."""
-    flags = declared_flags(groups)
-    return {name: why for name, declared in flags.items() if name not in read and not declared.metadata["no_effect"]}
+CACHE_LATENTS = CacheTool(
+    GROUPS,
+    read=BOTH_READ | declared_flags([CacheFlags]).keys() | {"vae", "no_half_vae", "ae"},
+    why="cached latents do not depend on it",
+    defaults={"cache_latents": True, "cache_latents_to_disk": True},
+)
+CACHE_TEXT = CacheTool(
+    (*GROUPS, CastFlags),
+    read=BOTH_READ | declared_flags([CaptionFlags, TextCacheFlags]).keys() | ENCODERS | {"apply_t5_attn_mask"},
+    why="cached text does not depend on it",
+    defaults={"cache_text_encoder_outputs": True, "cache_text_encoder_outputs_to_disk": True},
+)

@@ -32,6 +32,7 @@ class CommandLine:
         idle: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.flags: dict[str, Field[Any]] = declared_flags(groups)
+        self.idle = idle.keys()
         self.flags |= {name: without_effect(self.flags[name], why) for name, why in idle.items()}
         self.parser = _Parser(
             description=description, usage="%(prog)s [--flag value ...]", argument_default=argparse.SUPPRESS

@@ -66,7 +66,7 @@ def read_settings(
 ) -> Settings:
     """The settings that the command line and its `--config_file` give; `defaults` are this script's own.
 
-    `idle` names flags that this script does not read, and says why; no rule is about them.
+    `idle` names flags that this script takes and does not read, and says why: they stay at their defaults.
     Ends the program with code 0 after `--help` and `--output_config`, with 1 when `--output_config` would
     overwrite a file, and with 2 and one message about all mistakes when there are any.
     """
@@ -115,6 +115,8 @@ def _settings(
         default = defaults.get(name, declared.default)
         try:
             values[name] = _checked(declared, reading.values.get(name, default), default)
+            if name in command_line.idle:
+                values[name] = default
         except ValueError as error:
             values[name] = default
             mistakes.append(str(error))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -10,18 +11,57 @@ from torch import Tensor, nn
 
 from library.data.cache_arrays import CACHE_DTYPES
 from library.data.caching import cache_latents
-from library.data.dataset import TrainingSet
+from library.data.config import read_dataset_config
+from library.data.dataset import TrainingSet, load_training_set
 from library.data.text_caching import cache_text
 from library.flags.cache_tools import TextCacheFlags
-from library.flags.dataset import CacheFlags
-from library.flags.run import PrecisionFlags
+from library.flags.dataset import CacheFlags, CaptionFlags, DatasetFlags
+from library.flags.monitor import ValidationFlags
+from library.flags.objective import LossFlags
+from library.flags.run import PrecisionFlags, StepFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
-from library.train.accelerator import wait_patiently, weight_dtype
+from library.train.accelerator import make_accelerator, wait_patiently, weight_dtype
 from library.train.vae_on_demand import VaeOnDemand
+
+logger = logging.getLogger(__name__)
 
 TEXT_BATCH = 16
 """Captions per call of the text encoders, unless --text_encoder_batch_size says otherwise."""
+
+
+Fill = Callable[[Settings, Architecture, TrainingSet, Accelerator], None]
+
+
+def run_cache_tool(settings: Settings, architecture: type[Architecture], fill: Fill) -> int:
+    """Find the images that a training with these settings would find, `fill` their caches and return the exit code.
+
+    A mistake of the user's is one line without a stack trace, and code 1.
+    """
+    try:
+        accelerator = make_accelerator(settings)
+        arch = architecture(settings)
+        dataset = settings[DatasetFlags]
+        config = read_dataset_config(
+            dataset,
+            settings[CaptionFlags],
+            settings[ValidationFlags],
+            bucket_multiple=arch.bucket_multiple,
+            masked_loss=settings[LossFlags].masked_loss,
+            seed=settings[StepFlags].seed or 0,
+        )
+        data = load_training_set(config, allow_uncaptioned=dataset.allow_uncaptioned, skip_corrupt=dataset.skip_corrupt)
+        fill(settings, arch, data, accelerator)
+        accelerator.end_training()
+    except (ValueError, OSError) as error:
+        logger.error("%s", error, exc_info=logger.isEnabledFor(logging.DEBUG))
+        return 1
+    return 0
+
+
+def fill_all_latents(settings: Settings, arch: Architecture, data: TrainingSet, accelerator: Accelerator) -> None:
+    """Encode the images that no valid cache holds, with a VAE that is loaded if there are any."""
+    fill_latent_cache(settings, arch, data, vae_of_run(settings, arch, accelerator.device), accelerator)
 
 
 def vae_of_run(settings: Settings, arch: Architecture, device: torch.device) -> VaeOnDemand:

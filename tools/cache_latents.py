@@ -1,0 +1,27 @@
+"""Encode the images of a training into files beside them: `accelerate launch tools/cache_latents.py <its flags>`.
+
+The training then finds every file valid and never loads the VAE for it. Several processes share the work; a run that
+was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from library.flags.cache_tools import CACHE_LATENTS
+from library.flags.console import set_up_logging
+from library.flags.output import LoggingFlags
+
+if __name__ == "__main__":
+    # Above the heavy imports: --help and a mistake in the settings cost no import of torch.
+    settings = CACHE_LATENTS.settings((__doc__ or "").splitlines()[0])
+    set_up_logging(settings[LoggingFlags], settings.warnings)
+
+from library.models.sd.architecture import StableDiffusion
+from library.train.caches import fill_all_latents, run_cache_tool
+
+if __name__ == "__main__":
+    sys.exit(run_cache_tool(settings, StableDiffusion, fill_all_latents))
