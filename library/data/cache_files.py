@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,10 +38,13 @@ class Recipe:
     resized: tuple[int, int]
     interpolation: str | None
     vae_id: str
+    alpha: bool = False
+    """Whether the alpha channel is scaled with the colours, which it then changes, and kept as a mask."""
 
     def fingerprint(self, digest: str) -> str:
         """A name for the latents that this recipe makes of the image whose bytes have `digest`."""
-        parts = (VERSION, digest, self.bucket, self.resized, "centre", self.interpolation, self.vae_id)
+        parts: tuple[Any, ...] = (VERSION, digest, self.bucket, self.resized, "centre", self.interpolation, self.vae_id)
+        parts += ("alpha",) if self.alpha else ()
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -95,6 +99,8 @@ def check_latents(
             names = set(arrays.files)
             if f"latents{end}" not in names or (flipped and f"latents_flipped{end}" not in names):
                 return Verdict.STALE
+            if recipe.alpha and f"alpha_mask{end}" not in names:
+                return Verdict.STALE
             if MARK + end not in names:
                 return Verdict.UNMARKED if arrays[f"latents{end}"].shape == _shape(item, fmt) else Verdict.STALE
             fingerprint, digest, size, mtime_ns, numbers = _words(arrays[MARK + end])
@@ -126,8 +132,9 @@ def write_latents(
     state: ImageState,
     latents: Tensor,
     flipped: Tensor | None = None,
+    alpha_mask: np.ndarray | None = None,
 ) -> None:
-    """Write latents [C, h, w] of `item`; arrays of other sizes stay in a file that holds several."""
+    """Write latents [C, h, w] of `item`, and its mask [H, W]; arrays of other sizes stay in a file with several."""
     end, numbers = array_suffix(item, fmt), name_of(latents.dtype)
     arrays = {
         f"latents{end}": to_array(latents),
@@ -137,25 +144,35 @@ def write_latents(
     }
     if flipped is not None:
         arrays[f"latents_flipped{end}"] = to_array(flipped)
+    if alpha_mask is not None:
+        arrays[f"alpha_mask{end}"] = alpha_mask
     if numbers == "bfloat16":
         arrays[NUMBERS + end] = np.array(numbers)
     rewrite(file, arrays, keeps=lambda name: fmt.sizes_in_keys and not name.endswith(end))
 
 
-def read_latents(file: Path, fmt: LatentFormat, item: ImageItem, flipped: bool) -> CachedLatents:
-    """The cached latents of `item`, with those of its mirror image when `flipped`; ValueError names a broken file."""
+def read_latents(
+    file: Path, fmt: LatentFormat, item: ImageItem, flipped: bool, alpha_mask: bool = False
+) -> CachedLatents:
+    """The cached latents of `item`, with those of its mirror image when `flipped` and its mask when `alpha_mask`.
+
+    A ValueError names a broken file.
+    """
     path, end = file_in_use(file, item, fmt), array_suffix(item, fmt)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             latents = to_tensor(arrays[f"latents{end}"]).float()
             mirrored = to_tensor(arrays[f"latents_flipped{end}"]).float() if flipped else None
+            mask = arrays[f"alpha_mask{end}"].astype(np.float32) if alpha_mask else None
     except UNREADABLE as error:
         raise ValueError(f"{path}: not a usable latent cache ({error}); delete it and start again") from error
     if latents.shape != _shape(item, fmt):
         raise ValueError(
             f"{path}: latents of shape {tuple(latents.shape)}, expected {_shape(item, fmt)}; delete the file"
         )
-    return CachedLatents(latents, item.size, crop_condition(item.size, item.bucket), mirrored)
+    if mask is not None and mask.shape != item.bucket[::-1]:
+        raise ValueError(f"{path}: a mask of shape {mask.shape}, expected {item.bucket[::-1]}; delete the file")
+    return CachedLatents(latents, item.size, crop_condition(item.size, item.bucket), mirrored, mask)
 
 
 def _shape(item: ImageItem, fmt: LatentFormat) -> tuple[int, int, int]:

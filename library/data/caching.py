@@ -30,7 +30,7 @@ from library.data.cache_files import (
 )
 from library.data.dataset import TrainingSet
 from library.data.items import CachedLatents, ImageItem
-from library.data.pixels import make_picture, to_pixels
+from library.data.pixels import alpha_of, make_picture, to_pixels
 from library.files.atomic import remove_leftovers
 from library.files.formats import LatentFormat
 
@@ -123,8 +123,9 @@ class _Done:
 def _refuse_changing_pictures(training_set: TrainingSet) -> None:
     for dataset in training_set.with_held_out:
         for subset in dataset.settings.subsets:
-            if subset.random_crop:
-                raise ValueError(f"{subset.image_dir}: random_crop cannot be used with --cache_latents; turn one off")
+            for key in ("random_crop", "color_aug", "face_crop_aug_range"):
+                if getattr(subset, key):
+                    raise ValueError(f"{subset.source}: {key} cannot be used with --cache_latents; turn one off")
 
 
 def _targets(training_set: TrainingSet, fmt: LatentFormat, vae_id: str, to_disk: bool) -> list[_Target]:
@@ -133,7 +134,7 @@ def _targets(training_set: TrainingSet, fmt: LatentFormat, vae_id: str, to_disk:
     for dataset in training_set.with_held_out:
         for item in dataset.items:
             subset = dataset.settings.subsets[item.subset]
-            recipe = Recipe(item.bucket, item.resized, subset.resize_interpolation, vae_id)
+            recipe = Recipe(item.bucket, item.resized, subset.resize_interpolation, vae_id, subset.alpha_mask)
             target = targets.setdefault((item.path, recipe), _Target(recipe, [], False))
             target.items.append(item)
             target.flips |= subset.flip_aug
@@ -151,7 +152,7 @@ def _free_file(target: _Target, fmt: LatentFormat, taken: set[tuple[Path, str]])
     file, end = latents_path(target.item, fmt), array_suffix(target.item, fmt)
     if (file, end) in taken:
         recipe = target.recipe
-        origin = repr((target.item.path.name, recipe.bucket, recipe.resized, recipe.interpolation))
+        origin = repr((target.item.path.name, recipe.bucket, recipe.resized, recipe.interpolation, recipe.alpha))
         tag = hashlib.blake2b(origin.encode(), digest_size=4).hexdigest()
         file = file.with_name(f"{file.name.removesuffix(fmt.suffix)}_{tag}{fmt.suffix}")
     taken.add((file, end))
@@ -246,7 +247,7 @@ def _read(target: _Target) -> _Picture | str:
     item, recipe = target.item, target.recipe
     try:
         content = item.path.read_bytes()
-        image = make_picture(content, recipe.resized, recipe.bucket, recipe.interpolation)
+        image = make_picture(content, recipe.resized, recipe.bucket, recipe.interpolation, alpha=recipe.alpha)
         return _Picture(target, image, image_state(item.path, content))
     except (ValueError, OSError) as error:
         return f"  {item.path}: {error}"
@@ -254,7 +255,7 @@ def _read(target: _Target) -> _Picture | str:
 
 def _encode_batch(batch: list[_Picture], encode: Encode, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
     """Latents [B, C, h, w] on the CPU, and those of the mirror images if they are wanted."""
-    pixels = to_pixels([picture.image for picture in batch])
+    pixels = to_pixels([picture.image[:, :, :3] for picture in batch])
     prints = [picture.target.recipe.fingerprint(picture.state.digest) for picture in batch]
     latents = _checked(encode(pixels, [_seed(name) for name in prints]), batch, dtype)
     if not batch[0].target.flips:
@@ -280,12 +281,13 @@ def _checked(latents: Tensor, batch: list[_Picture], dtype: torch.dtype | None) 
 def _keep(picture: _Picture, fmt: LatentFormat, latents: Tensor, flipped: Tensor | None) -> None:
     """Put the latents where they are wanted: into the file, or into the items."""
     target, item = picture.target, picture.target.item
+    mask = alpha_of(picture.image) if target.recipe.alpha else None
     if target.file is not None:
-        write_latents(target.file, item, fmt, target.recipe, picture.state, latents, flipped)
+        write_latents(target.file, item, fmt, target.recipe, picture.state, latents, flipped, mask)
         return
     # Copies, since a row of a batch would hold on to the whole batch.
     mirrored = None if flipped is None else flipped.clone()
-    cached = CachedLatents(latents.clone(), item.size, crop_condition(item.size, item.bucket), mirrored)
+    cached = CachedLatents(latents.clone(), item.size, crop_condition(item.size, item.bucket), mirrored, mask)
     for wanting in target.items:
         wanting.latents = cached
 

@@ -14,10 +14,11 @@ import numpy as np
 from library.data.cache_arrays import UNREADABLE
 from library.data.captions import render_caption
 from library.data.config import SubsetSettings
-from library.data.dataset import Bucket, ImageSet
 from library.data.duplicates import alike_images, equal_files
+from library.data.findings import missing_caption
+from library.data.image_set import Bucket, ImageSet
 from library.data.items import ImageItem
-from library.data.report import Collection, Finding, Remark, Severity, effective_batch_size
+from library.data.report import Collection, Finding, Remark, Severity, counted, effective_batch_size
 
 MOST_ENLARGED = 1.5
 """An image scaled up more than this looks soft, and softness is learnt."""
@@ -83,10 +84,25 @@ def bad_captions(seen: Collection) -> Finding | None:
     return _finding("bad_caption", Severity.STOPS, title, remarks, "save them as UTF-8 text with a caption in it")
 
 
+def bad_metadata(seen: Collection) -> Finding | None:
+    """Entries of metadata files that cannot be used."""
+    remarks = [Remark(name, reason) for name, reason in seen.findings.bad_metadata.items()]
+    title = f"{_count(remarks, 'entry', 'entries')} of metadata files cannot be used"
+    return _finding("bad_metadata", Severity.STOPS, title, remarks, "correct or remove them")
+
+
+def unpaired(seen: Collection) -> Finding | None:
+    """Images without a mask or conditioning image that fits, and the other way round."""
+    remarks = [Remark(str(path), reason) for path, reason in seen.findings.unpaired.items()]
+    title = f"{_count(remarks, 'image')} without a mask or conditioning image that fits"
+    cure = "give both files the same name but for the ending, and remove what has no partner"
+    return _finding("unpaired", Severity.STOPS, title, remarks, cure)
+
+
 def missing_captions(seen: Collection) -> Finding | None:
     """Images without caption file and class tokens."""
     remarks = [
-        Remark(str(path), f"no {path.stem}{subset.caption_extension}")
+        Remark(str(path), missing_caption(path, subset))
         for path, subset in seen.findings.uncaptioned.items()
         if path not in seen.findings.corrupt
     ]
@@ -112,11 +128,10 @@ def long_captions(seen: Collection) -> Finding | None:
     count, limit = seen.asked.count_tokens or estimated_tokens, seen.asked.max_tokens
     about = "" if seen.asked.count_tokens else "about "
     remarks = []
-    for dataset in seen.datasets:
-        for item in dataset.items:
-            longest = max(count(text) for text in _whole_captions(item, dataset.settings.subsets[item.subset], seen))
-            if longest > limit:
-                remarks.append(Remark(str(item.path), f"{about}{longest} tokens"))
+    for dataset, item in _with_datasets(seen):
+        longest = max(count(text) for text in _whole_captions(item, dataset.settings.subsets[item.subset]))
+        if longest > limit:
+            remarks.append(Remark(str(item.path), f"{about}{longest} tokens"))
     title = f"{_count(remarks, 'caption')} longer than {limit} tokens; the rest is cut off"
     cure = "shorten them, put what matters first, or train with --max_token_length 150 or 225"
     if not seen.asked.count_tokens:
@@ -232,6 +247,8 @@ CHECKS: tuple[Check, ...] = (
     corrupt,
     misfits,
     bad_captions,
+    bad_metadata,
+    unpaired,
     missing_captions,
     empty_folders,
     long_captions,
@@ -264,8 +281,8 @@ def _finding(kind: str, severity: Severity, title: str, remarks: list[Remark], c
     return Finding(kind, severity, title, tuple(dict.fromkeys(remarks)), cure) if remarks else None
 
 
-def _count(remarks: list[Remark], thing: str) -> str:
-    return f"{len(remarks)} {thing}{'' if len(remarks) == 1 else 's'}"
+def _count(remarks: list[Remark], thing: str, things: str = "") -> str:
+    return counted(len(remarks), thing, things)
 
 
 def _group(paths: list[Path]) -> Remark:
@@ -283,7 +300,7 @@ def _enlarged(seen: Collection, above: float, at_most: float) -> list[Remark]:
     return remarks
 
 
-def _whole_captions(item: ImageItem, subset: SubsetSettings, seen: Collection) -> list[str]:
+def _whole_captions(item: ImageItem, subset: SubsetSettings) -> list[str]:
     """What the caption may become when nothing of it is dropped."""
     settings = replace(
         subset.captions,
@@ -326,7 +343,7 @@ def _items(seen: Collection) -> Iterator[ImageItem]:
 
 
 def _with_datasets(seen: Collection) -> Iterator[tuple[ImageSet, ImageItem]]:
-    return ((dataset, item) for dataset in seen.datasets for item in dataset.items)
+    return ((dataset, item) for dataset in [*seen.datasets, *seen.held_out] for item in dataset.items)
 
 
 def _buckets(seen: Collection) -> Iterator[tuple[ImageSet, Bucket]]:

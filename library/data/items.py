@@ -117,6 +117,8 @@ class Batch:
     """Cached encodings, [B, ...] each."""
     masks: Tensor | None = None
     """[B, 1, H, W] in [0, 1]."""
+    conditioning: Tensor | None = None
+    """[B, 3, H, W] in [-1, 1], the second images that a control network is shown."""
     sizes: Sizes | None = None
     keep_prior: tuple[int, ...] = ()
     """Rows whose target is the untrained model's answer."""
@@ -140,6 +142,7 @@ class Batch:
             latents=moved(self.latents),
             text={name: value.to(device, non_blocking=True) for name, value in self.text.items()},
             masks=moved(self.masks),
+            conditioning=moved(self.conditioning),
             sizes=None if self.sizes is None else self.sizes.to(device),
             network_multipliers=moved(self.network_multipliers),
         )
@@ -157,6 +160,7 @@ class Batch:
             latents=pinned(self.latents),
             text={name: value.pin_memory() for name, value in self.text.items()},
             masks=pinned(self.masks),
+            conditioning=pinned(self.conditioning),
             sizes=None if self.sizes is None else self.sizes.pin_memory(),
             network_multipliers=pinned(self.network_multipliers),
         )

@@ -10,10 +10,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from library.data.config import DatasetConfig
-from library.data.dataset import ImageSet, bucket_sizes, put_into_buckets
+from library.data.config import DatasetConfig, DatasetSettings
 from library.data.duplicates import Look, look_at_all
-from library.data.scan import Findings, survey
+from library.data.findings import Findings
+from library.data.image_set import ImageSet, bucket_sizes, put_into_buckets
+from library.data.scan import ScannedDataset, survey
 from library.data.summary import tag_frequency
 
 HIGHEST_STEPS = 1600
@@ -70,6 +71,8 @@ class Collection:
     findings: Findings
     datasets: list[ImageSet]
     looks: dict[Path, Look]
+    held_out: list[ImageSet] = field(default_factory=list)
+    """Images for validation, one set for each dataset that has some."""
     misfits: dict[Path, str] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     """What reading folders and settings warned of."""
@@ -98,7 +101,9 @@ def collect(read_config: Callable[[], DatasetConfig], asked: Asked) -> Collectio
     with _warnings() as log:
         config = read_config()
         scanned, findings = survey(config, thorough=False)
-    paths = list(dict.fromkeys(item.path for dataset in scanned for item in dataset.items))
+    sets = [(settings, found) for settings, found in zip(config.datasets, scanned, strict=True)]
+    held_out = [(settings, found.validation) for settings, found in sets if found.validation]
+    paths = list(dict.fromkeys(item.path for _, found in [*sets, *held_out] for item in found.items))
     looks: dict[Path, Look] = {}
     for path, look in look_at_all(paths).items():
         if isinstance(look, str):
@@ -106,18 +111,22 @@ def collect(read_config: Callable[[], DatasetConfig], asked: Asked) -> Collectio
         else:
             looks[path] = look
     seen = Collection(config, asked, findings, [], looks, log=log)
-    for settings, dataset in zip(config.datasets, scanned, strict=True):
-        sizes = bucket_sizes(settings)
-        usable = []
-        for item in dataset.items:
-            if item.path in looks:
-                try:
-                    sizes.fit(item.size)
-                    usable.append(item)
-                except ValueError as error:
-                    seen.misfits[item.path] = str(error)
-        seen.datasets.append(put_into_buckets(settings, replace(dataset, items=usable)))
+    seen.datasets += [_usable(settings, found, seen) for settings, found in sets]
+    seen.held_out += [_usable(settings, found, seen) for settings, found in held_out]
     return seen
+
+
+def _usable(settings: DatasetSettings, found: ScannedDataset, seen: Collection) -> ImageSet:
+    """The images of `found` that can be read and fit a bucket, in their buckets."""
+    sizes, items = bucket_sizes(settings), []
+    for item in found.items:
+        if item.path in seen.looks:
+            try:
+                sizes.fit(item.size)
+                items.append(item)
+            except ValueError as error:
+                seen.misfits[item.path] = str(error)
+    return put_into_buckets(settings, replace(found, items=items))
 
 
 def as_table(seen: Collection, findings: list[Finding]) -> dict[str, Any]:
@@ -136,6 +145,7 @@ def as_table(seen: Collection, findings: list[Finding]) -> dict[str, Any]:
             for finding in findings
         ],
         "datasets": [_dataset_table(dataset) for dataset in seen.datasets],
+        "validation_images": sum(len(dataset.items) for dataset in seen.held_out),
         "batches_per_epoch": seen.num_batches,
         "steps_per_epoch": seen.steps_per_epoch,
         "epochs": seen.asked.epochs,
@@ -177,6 +187,11 @@ def num_uses(dataset: ImageSet) -> int:
 def effective_batch_size(dataset: ImageSet) -> float:
     """Images in a batch on average."""
     return num_uses(dataset) / max(dataset.num_batches, 1)
+
+
+def counted(number: int, thing: str, things: str = "") -> str:
+    """`1 image`, `2 images`."""
+    return f"{number} {thing if number == 1 else things or thing + 's'}"
 
 
 @contextmanager

@@ -12,11 +12,11 @@ from random import Random
 from PIL import Image
 
 from library.data.captions import render_caption
-from library.data.dataset import Bucket, ImageSet
+from library.data.image_set import Bucket, ImageSet
 from library.data.items import ImageItem
 from library.data.pixels import make_picture
-from library.data.report import Collection, Finding, Severity
-from library.data.report_text import counted, length_of_run, line_of, shape_of, verdict
+from library.data.report import Collection, Finding, Severity, counted
+from library.data.report_text import length_of_run, line_of, shape_of, verdict
 from library.data.summary import tag_frequency
 
 PER_BUCKET, PER_PAGE = 24, 240
