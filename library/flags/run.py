@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from library.flags.declare import flag
 
-LATER_START = "starting in the middle of a run"
 DEEPSPEED = "training with DeepSpeed"
 ONE_BUFFER = "gradients of all weights are one buffer already"
 
@@ -17,9 +16,11 @@ class StepFlags:
     max_train_epochs: int | None = flag(None, "epochs of the run; wins over max_train_steps", at_least=1)
     seed: int | None = flag(None, "seed of every random draw; a random one unless given", at_least=0)
     gradient_accumulation_steps: int = flag(1, "batches whose gradients are summed for one step", at_least=1)
-    skip_until_initial_step: bool = flag(False, "read and drop batches before the start", unavailable=LATER_START)
-    initial_epoch: int | None = flag(None, "epoch to count from", unavailable=LATER_START)
-    initial_step: int | None = flag(None, "step to count from", unavailable=LATER_START)
+    skip_until_initial_step: bool = flag(
+        False, no_effect="a run always goes on with the batch that comes next, and reads none of those before it"
+    )
+    initial_epoch: int | None = flag(None, "begin with this epoch, 1 for the first", at_least=1)
+    initial_step: int | None = flag(None, "begin after this many steps; wins over initial_epoch", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,9 @@ class DistributedFlags:
 
 @dataclass(frozen=True)
 class StrictFlags:
-    """Strictness"""
+    """Checks"""
 
     strict: bool = flag(False, "a flag that has no effect with the chosen model is an error, not a warning")
+    dry_run: bool = flag(
+        False, "check everything, say what the run would do and need, and stop before weights are read"
+    )

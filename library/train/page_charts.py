@@ -43,14 +43,18 @@ class Scale:
         return round(self.start + share * (self.end - self.start), 1)
 
 
-def line_chart(lines: Sequence[Line], label: str) -> str:
-    """Curves over the steps; `label` tells those who cannot see it what it is. Empty without a point."""
+def line_chart(lines: Sequence[Line], label: str, from_zero: bool = False) -> str:
+    """Curves over the steps; `label` tells those who cannot see it what it is. Empty without a point.
+
+    Rare values far above all others stick out at the top.
+    """
     lines = [line for line in lines if line.points]
     if not lines:
         return ""
     steps = [point.step for line in lines for point in line.points]
     x = Scale(min(steps), max(max(steps), min(steps) + 1), LEFT, WIDTH - RIGHT)
     low, high = value_range(lines)
+    low = min(low, 0.0) if from_zero else low
     y_ticks = ticks(low, high)
     y = Scale(min(low, y_ticks[0]), max(high, y_ticks[-1]), HEIGHT - BOTTOM, TOP)
     parts = [_grid(y_ticks, y), _steps(x)]
@@ -62,7 +66,7 @@ def line_chart(lines: Sequence[Line], label: str) -> str:
         if len(line.points) == 1:
             point = line.points[0]
             parts.append(f'<circle class="dot {style}" cx="{x(point.step)}" cy="{y(point.mean)}" r="3"/>')
-        path = " ".join(f"{x(point.step)},{y(point.mean)}" for point in line.points)
+        path = " ".join(f"{x(point.step)},{max(y(point.mean), TOP)}" for point in line.points)
         parts.append(f'<polyline class="line {style}{faint}" points="{path}"/>')
     return _figure(lines, label, "".join(parts), x)
 
@@ -83,8 +87,9 @@ def bar_chart(bars: Sequence[tuple[str, float]], label: str) -> str:
         parts.append(f"<title>{escape(name)}: {number(value)}</title></rect>")
     named = range(len(bars)) if len(bars) <= 10 else {0, len(bars) // 2, len(bars) - 1}
     for i in named:
-        place = f'x="{LEFT + (i + 0.5) * room:.1f}" y="{HEIGHT - 8}"'
-        parts.append(f'<text class="tick middle" {place}>{escape(bars[i][0])}</text>')
+        anchor = "end" if i and i == len(bars) - 1 and len(bars) > 10 else "middle"
+        place = f'x="{LEFT + (i + (1 if anchor == "end" else 0.5)) * room:.1f}" y="{HEIGHT - 8}"'
+        parts.append(f'<text class="tick {anchor}" {place}>{escape(bars[i][0])}</text>')
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
 
@@ -146,8 +151,8 @@ def _figure(lines: Sequence[Line], label: str, inner: str, x: Scale) -> str:
         f'<span class="c{i % COLOURS}{" faint" if line.faint else ""}">{escape(line.name)}</span>'
         for i, line in enumerate(lines)
     )
-    clip = f'<g clip-path="inset({TOP}px 0 0 0)">{inner}<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/></g>'
-    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{clip}</svg>'
+    cursor = f'<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{inner}{cursor}</svg>'
     return f'<div class="chart" data-chart="{escape(data)}">{svg}<p class="legend">{legend}<b></b></p></div>'
 
 

@@ -164,7 +164,8 @@ def charts(history: History) -> str:
         ("Seconds per step", _lines(curves, "time/step", whole=True)),
         ("Memory, GB", _lines(curves, "memory/")),
     ]
-    drawn = [(title, line_chart(lines, f"{title} over the steps")) for title, lines in shown]
+    from_zero = ("Seconds per step", "Memory, GB")
+    drawn = [(title, line_chart(lines, f"{title} over the steps", title in from_zero)) for title, lines in shown]
     cards = "".join(f"<section><h2>{escape(title)}</h2>{svg}</section>" for title, svg in drawn if svg)
     cards += "".join(
         f"<section><h2>{escape(name)} (step {step:,})</h2>{shape}</section>"

@@ -26,7 +26,7 @@ from library.flags.monitor import PreviewFlags
 from library.flags.objective import LossFlags
 from library.flags.optimizer import OptimizerFlags, SchedulerFlags
 from library.flags.output import LoggingFlags, OutputFlags
-from library.flags.run import MemoryFlags, PrecisionFlags, StepFlags
+from library.flags.run import MemoryFlags, PrecisionFlags, StepFlags, StrictFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
 from library.train.accelerator import (
@@ -38,8 +38,10 @@ from library.train.accelerator import (
     weight_dtype,
 )
 from library.train.caches import fill_latent_cache, vae_of_run
+from library.train.dry_run import META, check_output_folder, models_without_weights, report_memory
 from library.train.flat_parameters import FlatParameters
 from library.train.history import warnings_kept
+from library.train.memory_estimate import estimate_memory
 from library.train.metadata import RunFacts, start_hashing, training_metadata
 from library.train.optimizer import evaluating, is_elementwise, make_optimizer
 from library.train.preview import Previews
@@ -80,7 +82,10 @@ class Trainer(ABC):
         """Train and return the exit code; a mistake of the user's is one line without a stack trace."""
         set_up_logging(self.settings[LoggingFlags])
         try:
-            self.train()
+            if self.settings[StrictFlags].dry_run:
+                self.dry_run()
+            else:
+                self.train()
         except (ValueError, OSError) as error:
             logger.error("%s", error, exc_info=logger.isEnabledFor(logging.DEBUG))
             return 1
@@ -183,6 +188,20 @@ class Trainer(ABC):
         parts = (self.settings, self.arch, self.data, self.plan, groups, self.previews)
         processes = self.accelerator.num_processes
         return announce(*parts, num_processes=processes, seed=self.seed, warnings=self.warnings)
+
+    def dry_run(self) -> None:
+        """All that can be known without weights: mistakes, the plan, and the memory it will take."""
+        self.start()
+        self.load_data()
+        device = self.device
+        self.device = META
+        self.models = models_without_weights(self.arch, self.dtype)
+        self.trained = self.build_trainable()
+        groups = self.parameter_groups()
+        check_output_folder(self.settings[OutputFlags])
+        self.announce(groups)
+        parts = (self.arch, self.models, self.trained, groups, self.data)
+        report_memory(estimate_memory(self.settings, *parts, on_gpu=device.type == "cuda"), self.settings, device)
 
     def run_epochs(self) -> None:
         """Epochs of steps, from where the state stands to the end of the plan."""

@@ -1,0 +1,211 @@
+"""How much memory a run will need, and what to change when that is too much."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from library.data.dataset import TrainingSet
+from library.data.items import Batch
+from library.diffusion.process import Draws
+from library.flags.dataset import CacheFlags
+from library.flags.network import NetworkFlags
+from library.flags.optimizer import OptimizerFlags
+from library.flags.run import MemoryFlags, PrecisionFlags
+from library.flags.settings import Settings
+from library.models.architecture import Architecture
+from library.train.accelerator import COMPUTE_DTYPES
+from library.train.optimizer import choose_optimizer, make_optimizer
+from library.train.peak_memory import step_peak
+from library.train.run_sheet import Table, gigabytes
+from library.train.state import Models, ParameterGroups, Trained
+from library.train.step import step_loss
+
+logger = logging.getLogger(__name__)
+
+CUDA_RESERVE = 600_000_000
+"""Bytes that a process takes on a GPU before it has made a tensor: driver, kernels, workspaces of cuDNN and cuBLAS."""
+FRAGMENTATION = 0.1
+"""Part of the memory of a step that lies in gaps between tensors."""
+VAE_FEATURES = 3 * 128
+"""Numbers per pixel that the encoder of the VAE holds at once, at its first level: three tensors of 128 channels."""
+SAMPLE_SIDE = 128
+"""The optimizer's state is measured on a matrix of this side: 8-bit optimizers keep smaller ones in 32 bits."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """One thing that takes memory."""
+
+    name: str
+    size: int
+    how: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """All that takes memory on the device during training."""
+
+    needs: tuple[Need, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return sum(need.size for need in self.needs)
+
+    def table(self) -> Table:
+        """For the console."""
+        rows = [(need.name, gigabytes(need.size), need.how) for need in self.needs]
+        return Table("memory", ("for", "bytes", "how it was found"), (*rows, ("in all", gigabytes(self.total), "")))
+
+
+def estimate_memory(
+    settings: Settings,
+    arch: Architecture,
+    models: Models,
+    trained: Trained,
+    groups: ParameterGroups,
+    data: TrainingSet,
+    on_gpu: bool,
+) -> Estimate:
+    """What a run with these models, which lie on the meta device, will hold on its device.
+
+    The models cannot be used for anything else afterwards.
+    """
+    parameters = [parameter for group in groups.groups for parameter in group["params"]]
+    count = sum(parameter.numel() for parameter in parameters)
+    of_trained = sum(parameter.nbytes for parameter in parameters)
+    state = optimizer_bytes(settings[OptimizerFlags])
+    frozen = {"denoiser": [models.denoiser], "text encoders": models.text_encoders}
+    cached = settings[CacheFlags].cache_latents
+    if models.vae is not None and not cached:
+        frozen["VAE"] = [models.vae]
+    known = {id(parameter) for parameter in parameters}
+    needs = [Need(name, weight_bytes(modules, known), "weights of the file") for name, modules in frozen.items()]
+    needs += [
+        Need("trained weights", of_trained, f"{count:,} numbers"),
+        Need("gradients", of_trained, "one for each"),
+        Need("optimizer", int(count * state), f"{state:.3g} bytes a number, measured on a small one"),
+    ]
+    batch_size, (width, height) = largest_batch(data)
+    peak, how = activations(settings, arch, models, trained, batch_size, (width, height))
+    one_step = int(peak * (1 + FRAGMENTATION))
+    needs.append(Need("one step", one_step, f"{how} of {batch_size} x {width}x{height}"))
+    if models.vae is not None and not cached:
+        vae_size = next(models.vae.parameters()).element_size()
+        pixels = batch_size * width * height * VAE_FEATURES * vae_size
+        if pixels > one_step:  # they do not come at the same time
+            text = f"{VAE_FEATURES} numbers of {vae_size} bytes a pixel, less what a step has"
+            needs.append(Need("VAE at work", pixels - one_step, text))
+    if on_gpu:
+        needs.append(Need("GPU reserve", CUDA_RESERVE, "driver, kernels, workspaces"))
+    return Estimate(tuple(needs))
+
+
+def weight_bytes(modules: Sequence[nn.Module], without: set[int]) -> int:
+    """Bytes of all parameters and buffers but those whose ids are in `without`."""
+    tensors = {
+        id(tensor): tensor for module in modules for tensor in [*module.parameters(), *module.buffers()]
+    }  # a shared one counts once
+    return sum(tensor.nbytes for key, tensor in tensors.items() if key not in without)
+
+
+def optimizer_bytes(flags: OptimizerFlags) -> float:
+    """Bytes of optimizer state for each trained number, found by one step of the optimizer on a small matrix.
+
+    Where it cannot step, as some do only on a GPU, its name tells: 2 bytes for 8-bit ones, 8 for all others.
+    """
+    logger_of_optimizer = logging.getLogger(choose_optimizer.__module__)
+    level = logger_of_optimizer.level
+    parameter = nn.Parameter(torch.zeros(SAMPLE_SIDE, SAMPLE_SIDE))
+    parameter.grad = torch.ones_like(parameter)
+    logger_of_optimizer.setLevel(logging.ERROR)
+    try:
+        optimizer = make_optimizer(flags, [{"params": [parameter]}])
+        optimizer.step()
+        state = optimizer.state[parameter]
+    except (ImportError, RuntimeError, AttributeError, OSError):
+        return 2.0 if "8bit" in (flags.optimizer_type or "") else 8.0
+    finally:
+        logger_of_optimizer.setLevel(level)
+    sizes = [value.nbytes for value in state.values() if isinstance(value, Tensor)]
+    return sum(sizes) / parameter.numel()
+
+
+def largest_batch(data: TrainingSet) -> tuple[int, tuple[int, int]]:
+    """Images of the batch with the most pixels, and their width and height."""
+    sizes = [
+        (min(dataset.settings.batch_size, bucket.count), bucket.size)
+        for dataset in data.datasets
+        for bucket in dataset.buckets
+    ]
+    return max(sizes, key=lambda entry: entry[0] * entry[1][0] * entry[1][1])
+
+
+def activations(
+    settings: Settings,
+    arch: Architecture,
+    models: Models,
+    trained: Trained,
+    batch_size: int,
+    size: tuple[int, int],
+) -> tuple[int, str]:
+    """Bytes that one step holds at once, and how that is known."""
+    if settings[MemoryFlags].gradient_checkpointing:
+        encoders = models.text_encoders if trained.trains_text_encoder else []
+        arch.enable_gradient_checkpointing(models.denoiser, encoders)
+    width, height = size
+    stride, channels = arch.latents.stride, arch.latents.channels
+    precision = COMPUTE_DTYPES[settings[PrecisionFlags].mixed_precision]
+
+    def step() -> Tensor:
+        latents = torch.empty(batch_size, channels, height // stride, width // stride)
+        batch = Batch(["a"] * batch_size, torch.ones(batch_size), latents=latents)
+        trained.start_step(batch, 0)
+        return step_loss(batch, arch, models, trained, Draws.seeded(0))
+
+    autocast = None if precision == torch.float32 else precision
+    modules = [models.denoiser, *models.text_encoders, *trained.modules()]
+    try:
+        return step_peak(modules, step, autocast), "a step without content"
+    except Exception as error:  # networks of others and optional kernels may not run without content
+        logger.warning("the memory of a step cannot be estimated: %s: %s", type(error).__name__, error)
+        return 0, "unknown; a step"
+
+
+def device_memory(device: torch.device) -> tuple[int, str]:
+    """Bytes that a run may take, and of what."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free, f"free on {torch.cuda.get_device_name(device)}"
+    return psutil.virtual_memory().available, "free main memory"
+
+
+def cures(settings: Settings) -> list[str]:
+    """What to change so that a run needs less memory, what costs least first; without what is done already."""
+    precision, memory, optimizer = settings[PrecisionFlags], settings[MemoryFlags], settings[OptimizerFlags]
+    name = (optimizer.optimizer_type or "AdamW").lower()
+    options = [
+        (not settings[CacheFlags].cache_latents, "--cache_latents: the VAE leaves the device before training"),
+        (precision.mixed_precision == "no", "--mixed_precision=bf16 (fp16 on older GPUs): half the weights"),
+        (not _has_fast_attention(settings), "--sdpa: attention that keeps no table of all pairs"),
+        (not memory.gradient_checkpointing, "--gradient_checkpointing: about a third slower, much less for a step"),
+        (name in ("adamw", "adam"), "--optimizer_type=AdamW8bit: a quarter of the optimizer's state"),
+        (True, "a smaller train_batch_size, with --gradient_accumulation_steps to make up for it"),
+        (
+            not settings[NetworkFlags].network_train_unet_only,
+            "--network_train_unet_only: nothing is kept for the text encoder's gradient",
+        ),
+        (True, "a smaller --network_dim, then a lower resolution"),
+    ]
+    return [text for applies, text in options if applies]
+
+
+def _has_fast_attention(settings: Settings) -> bool:
+    values = settings.values()
+    return bool(values.get("sdpa") or values.get("xformers"))
