@@ -45,7 +45,9 @@ def main(words: Sequence[str] | None = None) -> int:
             allow_uncaptioned=dataset.allow_uncaptioned,
             skip_corrupt=dataset.skip_corrupt,
         )
-        read_config = functools.partial(read_dataset_config, dataset, captions, bucket_multiple=BUCKET_MULTIPLE)
+        read_config = functools.partial(
+            read_dataset_config, dataset, captions, bucket_multiple=BUCKET_MULTIPLE, masked_loss=doctor.masked_loss
+        )
         seen = collect(read_config, asked)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)

@@ -32,7 +32,7 @@ def scan_folder(number: int, subset: SubsetSettings, findings: Findings, thoroug
     """The images of the folder of `subset` with sizes and captions, sorted by name; `thorough` decodes them."""
     folder = subset.image_dir
     assert folder is not None
-    entries = sorted((entry for entry in os.scandir(folder) if entry.is_file()), key=lambda entry: entry.name)
+    entries = sorted((entry for entry in os.scandir(folder) if _is_file(entry)), key=lambda entry: entry.name)
     names = [entry.name for entry in entries]
     found = FolderImages([folder / name for name in names if os.path.splitext(name)[1] in IMAGE_EXTENSIONS])
     unread = [name for name in names if os.path.splitext(name)[1].lower() in UNREAD_EXTENSIONS - IMAGE_EXTENSIONS]
@@ -52,6 +52,14 @@ def scan_folder(number: int, subset: SubsetSettings, findings: Findings, thoroug
     if cache is not None:
         cache.save()
     return found
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """A link that leads to itself is none, as one that leads nowhere."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 class _Captions:

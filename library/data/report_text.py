@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from library.data.dataset import ImageSet
-from library.data.report import Collection, Finding, Remark, Severity, effective_batch_size, num_uses
+from library.data.report import Collection, Finding, Remark, Severity, counted, effective_batch_size, num_uses
 
 NUM_LISTED = 20
 """So many files stand under a finding; the rest are counted."""
@@ -19,6 +19,9 @@ def as_text(seen: Collection, findings: list[Finding]) -> str:
     lines.append("ONE EPOCH")
     for number, dataset in enumerate(seen.datasets, 1):
         lines += _dataset_lines(number, dataset)
+    num_held_out = sum(len(dataset.items) for dataset in seen.held_out)
+    if num_held_out:
+        lines.append(f"  {counted(num_held_out, 'image')} held out for validation")
     lines += [f"  {length_of_run(seen)}", "", verdict(findings)]
     return "\n".join(lines)
 
@@ -32,11 +35,6 @@ def length_of_run(seen: Collection) -> str:
     if asked.epochs is not None:
         text += f"; {counted(seen.total_steps, 'step')} in {counted(asked.epochs, 'epoch')}"
     return text
-
-
-def counted(number: int, thing: str, things: str = "") -> str:
-    """`1 image`, `2 images`."""
-    return f"{number} {thing if number == 1 else things or thing + 's'}"
 
 
 def verdict(findings: list[Finding]) -> str:

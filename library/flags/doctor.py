@@ -12,6 +12,7 @@ class DoctorFlags:
 
     json: str | None = flag(None, "write what was found as JSON to this file; - is the console")
     html: str | None = flag(None, "write a page with pictures to this file")
+    masked_loss: bool = flag(False, "the images in conditioning_data_dir are masks")
     max_train_epochs: int | None = flag(None, "epochs of the run, to know its number of steps", at_least=1)
     gradient_accumulation_steps: int = flag(1, "batches in one step", at_least=1)
     tokenizer_cache_dir: str | None = flag(None, "folder with copies of the tokenizers, to count tokens exactly")

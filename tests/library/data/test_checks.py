@@ -190,3 +190,32 @@ def test_the_worst_comes_first_and_the_table_is_json(good: Path) -> None:
     assert dataset["subsets"][0]["num_repeats"] == 3
     assert dataset["tags"] == {"good": {"dog 2": 1, "dog 3": 1, "red": 2}}
     assert (table["batches_per_epoch"], table["steps_per_epoch"], table["total_steps"]) == (5, 3, 30)
+
+
+def test_images_without_their_mask_are_named(good: Path, tmp_path: Path, image: Callable[..., Path]) -> None:
+    for number in (0, 1, 2, 7):
+        image(tmp_path / "masks" / f"{number}.png", [(64, 64), (96, 64)][number % 2])
+    subset = SubsetSettings(good, conditioning_data_dir=tmp_path / "masks")
+    config = DatasetConfig((DatasetSettings((64, 64), (subset,), masked_loss=True, **BUCKETS),))
+    (finding,) = (f for f in all_findings(collect(lambda: config, Asked())) if f.kind == "unpaired")
+    assert finding.severity is Severity.STOPS and sorted(names(finding)) == ["3.png", "7.png"]
+
+
+def test_entries_of_metadata_files_that_lead_nowhere_are_named(good: Path, tmp_path: Path) -> None:
+    entries = {str(good / "0.png"): {"caption": "dog"}, str(good / "lost.png"): {"caption": "cat"}}
+    (tmp_path / "meta.json").write_text(json.dumps(entries), encoding="utf-8")
+    subset = SubsetSettings(None, metadata_file=tmp_path / "meta.json")
+    config = DatasetConfig((DatasetSettings((64, 64), (subset,), **BUCKETS),))
+    found = {finding.kind: finding for finding in all_findings(collect(lambda: config, Asked()))}
+    assert "lost.png" in found["bad_metadata"].remarks[0].name
+    assert found["bad_metadata"].severity is Severity.STOPS
+
+
+def test_held_out_images_are_looked_at_and_not_counted_in_the_epoch(good: Path) -> None:
+    (good / "3.txt").write_text("word " * 100, encoding="utf-8")
+    subset = SubsetSettings(good)
+    config = DatasetConfig((DatasetSettings((64, 64), (subset,), validation_split=0.5, **BUCKETS),))
+    seen = collect(lambda: config, Asked())
+    table = as_table(seen, all_findings(seen))
+    assert (table["validation_images"], table["datasets"][0]["images"]) == (2, 2)
+    assert "long_caption" in {finding["kind"] for finding in table["findings"]}
