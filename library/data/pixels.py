@@ -24,6 +24,7 @@ OPENCV = {
     "bicubic": cv2.INTER_CUBIC,
     "cubic": cv2.INTER_CUBIC,
     "area": cv2.INTER_AREA,
+    "lanczos4": cv2.INTER_LANCZOS4,
 }
 PILLOW = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
 
