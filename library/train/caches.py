@@ -11,17 +11,15 @@ from torch import Tensor, nn
 
 from library.data.cache_arrays import CACHE_DTYPES
 from library.data.caching import cache_latents
-from library.data.config import read_dataset_config
-from library.data.dataset import TrainingSet, load_training_set
+from library.data.dataset import TrainingSet
 from library.data.text_caching import cache_text
 from library.flags.cache_tools import TextCacheFlags
-from library.flags.dataset import CacheFlags, CaptionFlags, DatasetFlags
-from library.flags.monitor import ValidationFlags
-from library.flags.objective import LossFlags
+from library.flags.dataset import CacheFlags
 from library.flags.run import PrecisionFlags, StepFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
 from library.train.accelerator import make_accelerator, wait_patiently, weight_dtype
+from library.train.images import images_of_run
 from library.train.vae_on_demand import VaeOnDemand
 
 logger = logging.getLogger(__name__)
@@ -41,17 +39,10 @@ def run_cache_tool(settings: Settings, architecture: type[Architecture], fill: F
     try:
         accelerator = make_accelerator(settings)
         arch = architecture(settings)
-        dataset = settings[DatasetFlags]
-        config = read_dataset_config(
-            dataset,
-            settings[CaptionFlags],
-            settings[ValidationFlags],
-            bucket_multiple=arch.bucket_multiple,
-            masked_loss=settings[LossFlags].masked_loss,
-            seed=settings[StepFlags].seed or 0,
-        )
-        data = load_training_set(config, allow_uncaptioned=dataset.allow_uncaptioned, skip_corrupt=dataset.skip_corrupt)
-        fill(settings, arch, data, accelerator)
+        data = images_of_run(settings, arch, seed=settings[StepFlags].seed or 0, holds_out=True)
+        for part in (data, data.validation):
+            if part is not None:
+                fill(settings, arch, part, accelerator)
         accelerator.end_training()
     except (ValueError, OSError) as error:
         logger.error("%s", error, exc_info=logger.isEnabledFor(logging.DEBUG))

@@ -13,17 +13,15 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from library.data.config import read_dataset_config
-from library.data.dataset import load_training_set
+from library.data.debug import described_batches
 from library.data.items import Batch
 from library.data.loader import make_loader
 from library.data.summary import dataset_metadata
 from library.diffusion.process import Draws
 from library.flags.console import set_up_logging
-from library.flags.dataset import CacheFlags, CaptionFlags, DatasetFlags
+from library.flags.dataset import CacheFlags, DatasetFlags
 from library.flags.model import ModelFlags
 from library.flags.monitor import PreviewFlags
-from library.flags.objective import LossFlags
 from library.flags.optimizer import OptimizerFlags, SchedulerFlags
 from library.flags.output import LoggingFlags, OutputFlags
 from library.flags.run import MemoryFlags, PrecisionFlags, StepFlags, StrictFlags
@@ -41,6 +39,7 @@ from library.train.caches import fill_latent_cache, vae_of_run
 from library.train.dry_run import META, check_output_folder, models_without_weights, report_memory
 from library.train.flat_parameters import FlatParameters
 from library.train.history import warnings_kept
+from library.train.images import images_of_run
 from library.train.memory_estimate import estimate_memory
 from library.train.metadata import RunFacts, start_hashing, training_metadata
 from library.train.optimizer import evaluating, is_elementwise, make_optimizer
@@ -84,6 +83,8 @@ class Trainer(ABC):
         try:
             if self.settings[StrictFlags].dry_run:
                 self.dry_run()
+            elif self.settings[DatasetFlags].debug_dataset:
+                self.show_data()
             else:
                 self.train()
         except (ValueError, OSError) as error:
@@ -116,14 +117,7 @@ class Trainer(ABC):
 
     def load_data(self) -> None:
         """Images, captions and the order they come in; with them the length of the run is known."""
-        dataset, captions = self.settings[DatasetFlags], self.settings[CaptionFlags]
-        config = read_dataset_config(dataset, captions, bucket_multiple=self.arch.bucket_multiple)
-        self.data = load_training_set(
-            config,
-            allow_uncaptioned=dataset.allow_uncaptioned,
-            skip_corrupt=dataset.skip_corrupt,
-            prior_loss_weight=self.settings[LossFlags].prior_loss_weight,
-        )
+        self.data = images_of_run(self.settings, self.arch, seed=self.seed)
         steps = self.settings[StepFlags]
         self.plan = Plan.of(
             batches_per_epoch=math.ceil(self.data.num_batches / self.accelerator.num_processes),
@@ -131,6 +125,13 @@ class Trainer(ABC):
             max_steps=steps.max_train_steps,
             max_epochs=steps.max_train_epochs,
         )
+
+    def show_data(self) -> None:
+        """List the batches of one epoch as they would be trained, and stop (--debug_dataset)."""
+        self.start()
+        self.load_data()
+        for lines in described_batches(self.data, seed=self.seed, total_steps=self.plan.steps):
+            logger.info("%s", lines)
 
     def load_models(self) -> None:
         """The frozen models; the VAE is dropped once nothing needs it any more."""
