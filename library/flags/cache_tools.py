@@ -115,12 +115,12 @@ GROUPS = (*TRAIN_NETWORK, TextCacheFlags, FamilyFlags, OnlyTrainingFlags, CacheT
 CACHE_LATENTS = CacheTool(
     GROUPS,
     read=BOTH_READ | declared_flags([CacheFlags]).keys() | {"vae", "no_half_vae", "ae"},
-    why="cached latents do not depend on it",
+    why="cached latents do not depend on this",
     defaults={"cache_latents": True, "cache_latents_to_disk": True},
 )
 CACHE_TEXT = CacheTool(
     (*GROUPS, CastFlags),
     read=BOTH_READ | declared_flags([CaptionFlags, TextCacheFlags]).keys() | ENCODERS | {"apply_t5_attn_mask"},
-    why="cached text does not depend on it",
+    why="cached text does not depend on this",
     defaults={"cache_text_encoder_outputs": True, "cache_text_encoder_outputs_to_disk": True},
 )

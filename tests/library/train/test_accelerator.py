@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from torch import nn
+from torch import distributed, multiprocessing, nn
 from torch.amp import GradScaler
 
 from library.flags.output import LoggingFlags, OutputFlags
@@ -23,6 +25,7 @@ from library.train.accelerator import (
     save_dtype,
     shown_settings,
     start_trackers,
+    wait_patiently,
     wanted_trackers,
     weight_dtype,
 )
@@ -214,3 +217,25 @@ def test_settings_are_shown_without_keys_and_without_absolute_paths() -> None:
         "seed": "None",
         "optimizer_args": "('weight_decay=0.1',)",
     }
+
+
+def one_rank(rank: int, folder: str) -> None:
+    """Comes back from two waits, the second of which lasts longer than any collective would stand."""
+    meeting = Path(folder).joinpath("store").as_uri()
+    seconds = timedelta(seconds=1)
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=seconds)
+    wait_patiently("caches")
+    started = time.monotonic()
+    time.sleep(2.5 * rank)
+    wait_patiently("caches")
+    Path(folder, f"{rank}.txt").write_text(str(time.monotonic() - started), encoding="utf-8")
+
+
+def test_ranks_wait_for_the_slowest_however_long_it_takes(tmp_path: Path) -> None:
+    multiprocessing.spawn(one_rank, (str(tmp_path),), nprocs=2)
+    waited = [float((tmp_path / f"{rank}.txt").read_text(encoding="utf-8")) for rank in (0, 1)]
+    assert all(2.4 < seconds < 6 for seconds in waited), waited
+
+
+def test_one_process_waits_for_nobody() -> None:
+    wait_patiently("caches")
