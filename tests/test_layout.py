@@ -46,8 +46,8 @@ LENGTH_EXCEPTIONS: dict[str, str] = {}
 """`file` or `file:function` -> why it is longer."""
 
 OPTIONAL_PACKAGES = {
-    "bitsandbytes", "dadaptation", "flash_attn", "lion_pytorch", "lycoris", "prodigyopt", "pytorch_optimizer",
-    "sageattention", "schedulefree", "wandb", "xformers",
+    "anime_face_detector", "bitsandbytes", "dadaptation", "flash_attn", "lion_pytorch", "lycoris", "prodigyopt",
+    "pytorch_optimizer", "sageattention", "schedulefree", "wandb", "xformers",
 }  # fmt: skip
 """Heavy packages that only some runs need; they alone may be imported inside a function."""
 
