@@ -1,12 +1,19 @@
-"""Fetching models from the Hugging Face hub."""
+"""Fetching from the Hugging Face hub, and uploading to it."""
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+
+logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -35,6 +42,97 @@ def download(hub_id: str, choose: Callable[[list[str]], Iterable[str]], flag: st
             f"{flag}: {hub_id!r} is no file or folder here, and the model hub did not give a model of that name "
             f"({type(error).__name__}). Check the spelling and the network, or give the path of a local file or folder"
         ) from error
+
+
+def download_folder(place: str, token: str | None = None) -> Path:
+    """Fetch every file under `place`, `owner/name/folder[:revision[:kind]]`, and return the local folder.
+
+    Raises:
+        ValueError: `place` has another form, nothing lies there, or the hub cannot be reached; names --resume.
+    """
+    path, _, rest = place.partition(":")
+    revision, _, kind = rest.partition(":")
+    owner, _, inside = path.partition("/")
+    name, _, folder = inside.partition("/")
+    if not (owner and name and folder):
+        raise ValueError(f"--resume {place}: --resume_from_huggingface expects owner/name/folder[:revision[:kind]]")
+    options = {"repo_id": f"{owner}/{name}", "revision": revision or None, "repo_type": kind or None, "token": token}
+    folder = folder.strip("/")
+    try:
+        files = [file for file in _api().list_repo_files(**options) if file.startswith(folder + "/")]
+        if not files:
+            raise ValueError(f"{owner}/{name} has no folder {folder}")
+        target = Path(tempfile.mkdtemp(prefix="resume-"))
+        for file in files:
+            hf_hub_download(filename=file, local_dir=target, endpoint=_endpoint(), **options)
+    except Exception as error:  # as above
+        raise ValueError(f"--resume {place} could not be fetched from the hub: {error}") from error
+    return target / folder
+
+
+@dataclass(frozen=True)
+class HubPlace:
+    """Where uploads go."""
+
+    repository: str
+    kind: str = "model"
+    folder: str = ""
+    token: str | None = None
+    public: bool = False
+
+
+class Uploads:
+    """Copies files and folders to the hub, one after the other, at once or in a thread of its own.
+
+    A failure is a warning: a run does not end because a network is down, and the file lies here too.
+    """
+
+    def __init__(self, place: HubPlace, in_background: bool = False) -> None:
+        self.place = place
+        self._made = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="uploads") if in_background else None
+
+    @property
+    def in_background(self) -> bool:
+        """Whether `send` returns before the upload is done."""
+        return self._thread is not None
+
+    def send(self, path: Path) -> None:
+        """Upload a file or a folder under its own name."""
+        if self._thread is None:
+            self._send(path)
+        else:
+            self._thread.submit(self._send, path)
+
+    def close(self) -> None:
+        """Wait until everything is uploaded."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+
+    def _send(self, path: Path) -> None:
+        place, api = self.place, _api()
+        inside = "/".join(part for part in (place.folder.strip("/"), path.name) if part)
+        options = {"repo_id": place.repository, "repo_type": place.kind, "token": place.token}
+        try:
+            if not self._made:
+                api.create_repo(**options, private=not place.public, exist_ok=True)
+                self._made = True
+            if path.is_dir():
+                api.upload_folder(folder_path=path, path_in_repo=inside, **options)
+            else:
+                api.upload_file(path_or_fileobj=path, path_in_repo=inside, **options)
+            logger.info("uploaded %s to %s/%s", path.name, place.repository, inside)
+        except Exception as error:  # as above
+            logger.warning("%s could not be uploaded to %s: %s; training goes on", path, place.repository, error)
+
+
+def _endpoint() -> str | None:
+    """The hub, or the mirror that HF_ENDPOINT names."""
+    return os.environ.get("HF_ENDPOINT") or None
+
+
+def _api() -> HfApi:
+    return HfApi(endpoint=_endpoint())
 
 
 def _fetched_earlier(hub_id: str) -> Path | None:

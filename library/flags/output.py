@@ -4,9 +4,6 @@ from dataclasses import dataclass
 
 from library.flags.declare import flag
 
-STATES = "saving a run and continuing it"
-HUB = "uploads to the Hugging Face hub"
-
 
 @dataclass(frozen=True)
 class OutputFlags:
@@ -23,12 +20,16 @@ class OutputFlags:
     save_every_n_steps: int | None = flag(None, "also save after every n-th step", at_least=1)
     save_n_epoch_ratio: int | None = flag(None, "also save about n times over the whole run", at_least=1)
     save_last_n_epochs: int | None = flag(None, "keep only the last n saved epochs", at_least=1)
-    save_last_n_epochs_state: int | None = flag(None, "keep only the last n states", unavailable=STATES)
+    save_last_n_epochs_state: int | None = flag(
+        None, "the same for states; as save_last_n_epochs unless given", at_least=1
+    )
     save_last_n_steps: int | None = flag(None, "keep only what was saved in the last n steps", at_least=1)
-    save_last_n_steps_state: int | None = flag(None, "keep only the last n states", unavailable=STATES)
-    save_state: bool = flag(False, "save all that is needed to continue", unavailable=STATES)
-    save_state_on_train_end: bool = flag(False, "save the state at the end", unavailable=STATES)
-    resume: str | None = flag(None, "continue a saved run", unavailable=STATES)
+    save_last_n_steps_state: int | None = flag(
+        None, "the same for states; as save_last_n_steps unless given", at_least=1
+    )
+    save_state: bool = flag(False, "with every save, also save all that is needed to continue")
+    save_state_on_train_end: bool = flag(False, "save what is needed to continue at the end only")
+    resume: str | None = flag(None, "continue the run that saved this state folder")
     no_metadata: bool = flag(False, "leave out of the file what describes the training; what other programs need stays")
     save_model_as: str | None = flag(
         "safetensors", "file format of the result", choices=(None, "ckpt", "pt", "safetensors")
@@ -57,14 +58,23 @@ class MetadataFlags:
 class HubFlags:
     """Hugging Face hub"""
 
-    huggingface_repo_id: str | None = flag(None, "repository owner/name", unavailable=HUB)
-    huggingface_repo_type: str | None = flag(None, "kind of repository", unavailable=HUB)
-    huggingface_path_in_repo: str | None = flag(None, "folder in the repository", unavailable=HUB)
-    huggingface_token: str | None = flag(None, "access token", unavailable=HUB)
-    huggingface_repo_visibility: str | None = flag(None, "public or private", unavailable=HUB)
-    save_state_to_huggingface: bool = flag(False, "upload states too", unavailable=HUB)
-    resume_from_huggingface: bool = flag(False, "continue from the hub", unavailable=HUB)
-    async_upload: bool = flag(False, "upload in the background", unavailable=HUB)
+    huggingface_repo_id: str | None = flag(None, "upload what is saved to this repository, owner/name")
+    huggingface_repo_type: str | None = flag(None, "kind of repository: model (unless given), dataset or space")
+    huggingface_path_in_repo: str | None = flag(None, "folder in the repository")
+    huggingface_token: str | None = flag(None, "access token; that of `hf auth login` unless given")
+    huggingface_repo_visibility: str | None = flag(None, "public, or private (unless given), when it is made")
+    save_state_to_huggingface: bool = flag(False, "upload states too")
+    resume_from_huggingface: bool = flag(False, "take resume from the hub: owner/name/folder[:revision[:kind]]")
+    async_upload: bool = flag(False, "upload while training goes on; the last upload is waited for")
+
+
+@dataclass(frozen=True)
+class EmaFlags:
+    """Moving average"""
+
+    ema_decay: float | None = flag(
+        None, "also save a moving average of the trained weights, such as 0.999", at_least=0.0, at_most=1.0
+    )
 
 
 @dataclass(frozen=True)

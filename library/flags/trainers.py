@@ -7,7 +7,7 @@ from library.flags.monitor import PreviewFlags, ValidationFlags
 from library.flags.network import NetworkFlags
 from library.flags.objective import LossFlags, NoiseFlags
 from library.flags.optimizer import OptimizerFlags, SchedulerFlags
-from library.flags.output import HubFlags, LoggingFlags, MetadataFlags, OutputFlags
+from library.flags.output import EmaFlags, HubFlags, LoggingFlags, MetadataFlags, OutputFlags
 from library.flags.retired import RetiredFlags
 from library.flags.run import AttentionFlags, DistributedFlags, MemoryFlags, PrecisionFlags, StepFlags, StrictFlags
 
@@ -19,6 +19,7 @@ TRAINER: tuple[type, ...] = (
     OutputFlags,
     MetadataFlags,
     HubFlags,
+    EmaFlags,
     OptimizerFlags,
     SchedulerFlags,
     StepFlags,

@@ -86,6 +86,8 @@ class Architecture(ABC):
 
     name: ClassVar[str]
     bucket_multiple: ClassVar[int]
+    encoder_prefixes: ClassVar[tuple[str, ...]] = ("lora_te",)
+    """What the names of adapters on each text encoder begin with."""
     latents: LatentFormat
     text: TextFormat
     process: Process
@@ -173,6 +175,22 @@ class Architecture(ABC):
     def network_views(self, text_encoders: Sequence[nn.Module]) -> list[nn.Module]:
         """The encoders as networks know them: the paths of their modules are the names of LoRA keys."""
         return list(text_encoders)
+
+    def adaptable_layers(self, denoiser: nn.Module, text_encoders: Sequence[nn.Module]) -> dict[str, tuple[int, ...]]:
+        """What other programs call each layer that a network's file may change -> the shape of its weight.
+
+        ComfyUI, A1111 and diffusers look a name up as `lora_unet_` or `lora_te_` and the path of the layer, with `_`
+        for every dot. Call it before a network stands in the layers.
+        """
+        parts = {"lora_unet": denoiser} | dict(
+            zip(self.encoder_prefixes, self.network_views(text_encoders), strict=False)
+        )
+        return {
+            f"{prefix}_{path.replace('.', '_')}": tuple(module.weight.shape)
+            for prefix, part in parts.items()
+            for path, module in part.named_modules()
+            if isinstance(getattr(module, "weight", None), torch.Tensor)
+        }
 
     @abstractmethod
     def base_model_version(self) -> str:

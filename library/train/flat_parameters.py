@@ -60,6 +60,11 @@ class FlatParameters:
         self._flat: list[list[nn.Parameter]] | None = None
 
     @property
+    def values(self) -> list[Tensor]:
+        """All parameters, one flat tensor per device and dtype."""
+        return [buffer.values for buffer in self._buffers]
+
+    @property
     def gradients(self) -> list[Tensor]:
         """All gradients, one flat tensor per device and dtype."""
         return [buffer.grads for buffer in self._buffers]

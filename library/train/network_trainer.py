@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from library.flags.optimizer import OptimizerFlags
 from library.flags.output import OutputFlags
 from library.flags.run import MemoryFlags, PrecisionFlags
 from library.train.accelerator import save_dtype
+from library.train.key_check import check_keys, check_network_file
 from library.train.metadata import dataset_resolution, file_metadata
 from library.train.saving import Saver, Writer, snapshot
 from library.train.state import ParameterGroups
@@ -95,6 +96,7 @@ class NetworkTrainer(Trainer):
     def build_trainable(self) -> TrainedNetwork:
         """The network, standing in the models, in the precision it is trained in."""
         flags, models = self.settings[NetworkFlags], self.models
+        self.layers = self.arch.adaptable_layers(models.denoiser, models.text_encoders)
         module = network_module(flags)
         self.merge_base_weights(module)
         network = self.create_network(module)
@@ -118,7 +120,31 @@ class NetworkTrainer(Trainer):
         if self.settings[MemoryFlags].gradient_checkpointing:
             network.enable_gradient_checkpointing()
         network.train()
+        self.check_network(network)
         return TrainedNetwork(network, encoders, models.denoiser, flags)
+
+    def check_network(self, network: Any) -> None:
+        """Refuse, before hours are lost, a network whose file other programs would not load."""
+        file = "the file of this network"
+        if hasattr(network, "state_dict_for_saving"):
+            tensors = network.state_dict_for_saving()
+        else:
+            tensors = network.state_dict()
+        self.judge(lambda: check_keys({key: tuple(value.shape) for key, value in tensors.items()}, self.layers, file))
+
+    def check_file(self, path: Path) -> None:
+        """Reopen a file that was just written and look for a place for every key."""
+        self.judge(lambda: check_network_file(path, self.layers))
+
+    def judge(self, check: Callable[[], None]) -> None:
+        """A key without a place is our mistake, or of LyCORIS; a network module of the user's may know better."""
+        package = (self.settings[NetworkFlags].network_module or "").partition(".")[0]
+        try:
+            check()
+        except ValueError as error:
+            if package in ("networks", "lycoris"):
+                raise
+            logger.warning("%s", error)
 
     def encoders_for_networks(self) -> Any:
         """One text encoder by itself, several as a list: how every network module has always been called."""

@@ -211,11 +211,17 @@ def evaluating(optimizer: Optimizer) -> Iterator[None]:
     if to_eval is None or to_train is None:
         yield
         return
+    # The way there and back is rounded, so without copies a run that saves would not be the one that does not.
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    kept = [parameter.detach().clone() for parameter in parameters]
     to_eval()
     try:
         yield
     finally:
         to_train()
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
 
 
 def known_name(optimizer_type: str | None) -> str:

@@ -1,8 +1,10 @@
-"""When files are saved, what they are called, and which are deleted again."""
+"""When files and states are saved, what they are called, and which are deleted again."""
 
 from __future__ import annotations
 
 import logging
+import shutil
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -10,23 +12,42 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from library.flags.output import OutputFlags
+from library.files.hub import HubPlace, Uploads
+from library.flags.output import HubFlags, OutputFlags
+from library.flags.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 Writer = Callable[[Path], None]
 """Writes weights that were taken earlier to a path, whole or not at all (`library.files.atomic`)."""
 
+Check = Callable[[Path], None]
+"""Reopens a written file; ValueError when other programs could not use it."""
+
+STATE = "-state"
+"""How the name of a state folder ends."""
+
 
 class Saver:
     """Writes checkpoints one after another in a thread of its own, while training goes on.
 
     The weights are taken before `save_*` is called, so a file holds what a save on the spot would have held. What
-    goes wrong in the thread is raised by the next `save_*`, or by `join`. An old file is deleted only once the new
-    one lies on the disk whole. Only the main process saves.
+    goes wrong in the thread is raised by the next `save_*`, by `check` or by `join`. An old file is deleted only once
+    the new one lies on the disk whole. Only the main process saves.
+
+    One save may be several files: `writers` maps what is put behind the name to what is written, such as "" for the
+    network and "-ema" for its moving average.
     """
 
-    def __init__(self, flags: OutputFlags, num_epochs: int, is_main_process: bool) -> None:
+    def __init__(
+        self,
+        flags: OutputFlags,
+        num_epochs: int,
+        is_main_process: bool,
+        check_file: Check | None = None,
+        uploads: Uploads | None = None,
+        upload_states: bool = False,
+    ) -> None:
         if flags.output_dir is None:
             raise ValueError("--output_dir is needed: the folder that results are saved to")
         self.flags = flags
@@ -34,57 +55,129 @@ class Saver:
         self.num_epochs = num_epochs
         self.is_main_process = is_main_process
         self.directory = Path(flags.output_dir)
+        self.check_file = check_file
+        self.uploads = uploads
+        self.upload_states = upload_states
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saving")
-        self._running: Future[None] | None = None
+        self._running: deque[Future[None]] = deque()
 
-    def due_at_step(self, step: int) -> bool:
-        """Whether a file is wanted after optimizer step `step`, 1 for the first."""
+    def due_at_step(self, step: int, asked: object = None) -> bool:
+        """Whether a file is wanted after optimizer step `step`, 1 for the first, or was `asked` for."""
         every = self.flags.save_every_n_steps
-        return self.is_main_process and every is not None and step % every == 0
+        return self.is_main_process and (bool(asked) or (every is not None and step % every == 0))
 
     def due_at_epoch(self, epoch: int) -> bool:
         """Whether a file is wanted after `epoch`, 1 for the first; the last epoch's is the last file."""
         every = self.every_epochs
         return self.is_main_process and every is not None and epoch % every == 0 and epoch < self.num_epochs
 
-    def save_step(self, write: Writer, step: int) -> None:
+    def save_step(self, writers: Mapping[str, Writer], step: int) -> None:
         """Save `..-step00000100`, and delete the file that has left the last --save_last_n_steps steps."""
-        every, keep = self.flags.save_every_n_steps, self.flags.save_last_n_steps
-        old = None
-        if every is not None and keep is not None:
-            # A file of step x stays while x is among the last `keep` steps: x > step - keep.
-            expired = (step - keep) // every * every
-            old = self.path(step_name(self.flags, expired)) if expired > 0 else None
-        self._save(write, self.path(step_name(self.flags, step)), old)
+        self._save(writers, step_name(self.flags, step), self._expired_step(step, self.flags.save_last_n_steps))
 
-    def save_epoch(self, write: Writer, epoch: int) -> None:
+    def save_step_state(self, write: Writer, step: int) -> None:
+        """Save `..-step00000100-state`, and delete the state that has left the last --save_last_n_steps_state steps."""
+        keep = self.flags.save_last_n_steps_state or self.flags.save_last_n_steps
+        self._save_state(write, step_name(self.flags, step), self._expired_step(step, keep))
+
+    def save_epoch(self, writers: Mapping[str, Writer], epoch: int) -> None:
         """Save `..-000005`, and delete the oldest of more than --save_last_n_epochs files."""
-        every, keep = self.every_epochs, self.flags.save_last_n_epochs
-        old = None
-        if every is not None and keep is not None:
-            expired = epoch - every * keep
-            old = self.path(epoch_name(self.flags, expired)) if expired > 0 else None
-        self._save(write, self.path(epoch_name(self.flags, epoch)), old)
+        self._save(writers, epoch_name(self.flags, epoch), self._expired_epoch(epoch, self.flags.save_last_n_epochs))
 
-    def save_last(self, write: Writer) -> None:
+    def save_epoch_state(self, write: Writer, epoch: int) -> None:
+        """Save `..-000005-state`, and delete the oldest of more than --save_last_n_epochs_state states."""
+        keep = self.flags.save_last_n_epochs_state or self.flags.save_last_n_epochs
+        self._save_state(write, epoch_name(self.flags, epoch), self._expired_epoch(epoch, keep))
+
+    def save_last(self, writers: Mapping[str, Writer]) -> None:
         """Save the result of the run."""
-        if self.is_main_process:
-            self._save(write, self.path(last_name(self.flags)), None)
+        self._save(writers, last_name(self.flags), None)
+
+    def save_last_state(self, write: Writer) -> None:
+        """Save the state at the end of the run."""
+        self._save_state(write, last_name(self.flags), None)
+
+    def save_named(self, writers: Mapping[str, Writer], suffix: str) -> None:
+        """Save `<last name><suffix>`, over the one before."""
+        self._save(writers, last_name(self.flags) + suffix, None)
 
     def path(self, stem: str) -> Path:
         """Where the checkpoint called `stem` lies."""
         return self.directory / f"{stem}.{self.flags.save_model_as or 'safetensors'}"
 
+    def check(self) -> None:
+        """Raise what went wrong in the thread, without waiting for it."""
+        while self._running and self._running[0].done():
+            self._running.popleft().result()
+
     def join(self) -> None:
         """Wait until everything is on the disk; raises what went wrong there."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.result()
+        while self._running:
+            self._running.popleft().result()
 
-    def _save(self, write: Writer, path: Path, old: Path | None) -> None:
+    def close(self) -> None:
+        """Wait until everything is on the disk and uploaded."""
         self.join()
-        logger.info("saving checkpoint: %s", path)
-        self._running = self._thread.submit(_write, write, path, old)
+        self._thread.shutdown(wait=True)
+        if self.uploads is not None:
+            self.uploads.close()
+
+    def _save(self, writers: Mapping[str, Writer], stem: str, old: str | None) -> None:
+        if not self.is_main_process:
+            return
+        self.join()
+        for suffix, write in writers.items():
+            path = self.path(stem + suffix)
+            logger.info("saving checkpoint: %s", path)
+            self._submit(write, path, None if old is None else self.path(old + suffix), self.check_file, True)
+
+    def _save_state(self, write: Writer, stem: str, old: str | None) -> None:
+        if not self.is_main_process:
+            return
+        path = self.directory / (stem + STATE)
+        logger.info("saving state: %s", path)
+        self._submit(write, path, None if old is None else self.directory / (old + STATE), None, self.upload_states)
+
+    def _submit(self, write: Writer, path: Path, old: Path | None, check: Check | None, upload: bool) -> None:
+        uploads = self.uploads if upload else None
+        self._running.append(self._thread.submit(_write, write, path, old, check, uploads))
+        if uploads is not None and not uploads.in_background:
+            self.join()
+
+    def _expired_step(self, step: int, keep: int | None) -> str | None:
+        """A file of step x stays while x is among the last `keep` steps: x > step - keep."""
+        every = self.flags.save_every_n_steps
+        if every is None or keep is None:
+            return None
+        expired = (step - keep) // every * every
+        return step_name(self.flags, expired) if expired > 0 else None
+
+    def _expired_epoch(self, epoch: int, keep: int | None) -> str | None:
+        if self.every_epochs is None or keep is None:
+            return None
+        expired = epoch - self.every_epochs * keep
+        return epoch_name(self.flags, expired) if expired > 0 else None
+
+
+def make_saver(settings: Settings, num_epochs: int, is_main_process: bool, check_file: Check) -> Saver:
+    """The saver that the flags ask for; every written file goes through `check_file`."""
+    hub = settings[HubFlags]
+    states = hub.save_state_to_huggingface
+    return Saver(settings[OutputFlags], num_epochs, is_main_process, check_file, uploads_of(hub), states)
+
+
+def uploads_of(flags: HubFlags) -> Uploads | None:
+    """Where `flags` want files uploaded to; None without --huggingface_repo_id."""
+    if flags.huggingface_repo_id is None:
+        return None
+    place = HubPlace(
+        repository=flags.huggingface_repo_id,
+        kind=flags.huggingface_repo_type or "model",
+        folder=flags.huggingface_path_in_repo or "",
+        token=flags.huggingface_token,
+        public=flags.huggingface_repo_visibility == "public",
+    )
+    return Uploads(place, in_background=flags.async_upload)
 
 
 def epochs_between_saves(flags: OutputFlags, num_epochs: int) -> int | None:
@@ -130,14 +223,18 @@ def snapshot(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[s
     return copies
 
 
-def _write(write: Writer, path: Path, old: Path | None) -> None:
+def _write(write: Writer, path: Path, old: Path | None, check: Check | None, uploads: Uploads | None) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
+        if check is not None:
+            check(path)
     except Exception as error:
         # Said at once: when training itself fails before the next save, nobody asks for the result any more.
         logger.error("%s could not be saved: %s", path, error)
         raise
+    if uploads is not None:
+        uploads.send(path)
     if old is not None and old != path and old.exists():
         logger.info("removing old checkpoint: %s", old)
-        old.unlink()
+        shutil.rmtree(old) if old.is_dir() else old.unlink()

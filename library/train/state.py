@@ -30,6 +30,21 @@ class TrainState:
     """Optimizer steps finished."""
     micro_step: int = 0
     """Batches seen by this rank."""
+    batch: int = 0
+    """Batches of the running epoch seen by this rank; 0 between two epochs."""
+    epoch_start: int = 0
+    """Optimizer steps finished when the running epoch began."""
+
+    def enter_epoch(self) -> None:
+        """Begin the next epoch, unless a run was resumed inside one."""
+        if self.batch == 0:
+            self.epoch += 1
+            self.epoch_start = self.step
+
+    def leave_epoch(self, batches_per_epoch: int) -> None:
+        """All that belongs to the epoch is done; one that was cut short by the end of the run stays open."""
+        if self.batch >= batches_per_epoch:
+            self.batch = 0
 
 
 class Trained(Protocol):
@@ -80,6 +95,18 @@ class Plan:
         updates = -(-batches_per_epoch // accumulation)
         steps = max_epochs * updates if max_epochs is not None else max_steps
         return Plan(batches_per_epoch, accumulation, updates, -(-steps // updates), steps)
+
+    def position(self, step: int) -> TrainState:
+        """Where a run stands after `step` optimizer steps."""
+        epochs, updates = divmod(step, self.updates_per_epoch)
+        batch = updates * self.accumulation
+        return TrainState(
+            epoch=epochs + 1 if batch else epochs,
+            step=step,
+            micro_step=epochs * self.batches_per_epoch + batch,
+            batch=batch,
+            epoch_start=epochs * self.updates_per_epoch,
+        )
 
     def completes_update(self, batch_index: int) -> bool:
         """Whether the optimizer steps after this batch: accumulated batches never reach into the next epoch."""

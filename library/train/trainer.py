@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -23,7 +24,7 @@ from library.flags.dataset import CacheFlags, DatasetFlags
 from library.flags.model import ModelFlags
 from library.flags.monitor import PreviewFlags
 from library.flags.optimizer import OptimizerFlags, SchedulerFlags
-from library.flags.output import LoggingFlags, OutputFlags
+from library.flags.output import EmaFlags, LoggingFlags, OutputFlags
 from library.flags.run import MemoryFlags, PrecisionFlags, StepFlags, StrictFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
@@ -36,10 +37,13 @@ from library.train.accelerator import (
     weight_dtype,
 )
 from library.train.caches import fill_latent_cache, vae_of_run
+from library.train.continuity import first_position, go_on, past_of, run_facts
 from library.train.dry_run import META, check_output_folder, models_without_weights, report_memory
+from library.train.ema import MovingWeights
 from library.train.flat_parameters import FlatParameters
 from library.train.history import warnings_kept
 from library.train.images import images_of_run
+from library.train.interruption import Request, Requests
 from library.train.memory_estimate import estimate_memory
 from library.train.metadata import RunFacts, start_hashing, training_metadata
 from library.train.optimizer import evaluating, is_elementwise, make_optimizer
@@ -47,12 +51,16 @@ from library.train.preview import Previews
 from library.train.progress import Progress
 from library.train.report import announce, report_unused_flags
 from library.train.report_page import PageFacts, ReportPage, page_path
-from library.train.saving import Saver, Writer
+from library.train.resume import Parts, state_writer
+from library.train.saving import Writer, make_saver
 from library.train.scheduler import make_scheduler
 from library.train.state import Models, ParameterGroups, Plan, Trained, TrainState
 from library.train.step import step_loss, step_seed
 
 logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+"""Exit code of a run that a signal ended."""
 
 
 class Trainer(ABC):
@@ -64,6 +72,7 @@ class Trainer(ABC):
         self.settings = settings
         self.state = TrainState()
         self.warnings: list[str] = []
+        self.interrupted = False
 
     @abstractmethod
     def build_trainable(self) -> Trained:
@@ -76,6 +85,10 @@ class Trainer(ABC):
     @abstractmethod
     def write_checkpoint(self, step: int, epoch: int) -> Writer:
         """Take the weights as they are now; the answer writes them to a path, in a thread of its own."""
+
+    @abstractmethod
+    def check_file(self, path: Path) -> None:
+        """Reopen a file that was just written; ValueError when other programs could not use it."""
 
     def run(self) -> int:
         """Train and return the exit code; a mistake of the user's is one line without a stack trace."""
@@ -90,7 +103,9 @@ class Trainer(ABC):
         except (ValueError, OSError) as error:
             logger.error("%s", error, exc_info=logger.isEnabledFor(logging.DEBUG))
             return 1
-        return 0
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        return INTERRUPTED if self.interrupted else 0
 
     def train(self) -> None:
         """The whole run."""
@@ -100,7 +115,7 @@ class Trainer(ABC):
             self.load_models()
             self.trained = self.build_trainable()
             self.prepare()
-            with logging_redirect_tqdm():  # log lines stand above the progress line
+            with logging_redirect_tqdm(), self.requests.listening():  # log lines stand above the progress line
                 self.run_epochs()
                 self.finish()
 
@@ -108,7 +123,9 @@ class Trainer(ABC):
         """Processes, the seed, the family, and every check that needs no model."""
         self.accelerator = make_accelerator(self.settings)
         self.device = self.accelerator.device
-        self.seed = agreed_seed(self.settings[StepFlags].seed)
+        self.past = past_of(self.settings)
+        given = self.settings[StepFlags].seed
+        self.seed = agreed_seed(self.past.seed if self.past is not None and given is None else given)
         set_seed(self.seed)
         self.dtype = weight_dtype(self.settings[PrecisionFlags])
         self.arch = self.architecture(self.settings)
@@ -160,6 +177,7 @@ class Trainer(ABC):
         self.optimizer: AcceleratedOptimizer = self.accelerator.prepare_optimizer(inner)
         self.optimizer.train()  # schedule-free ones start out of training
         self.scheduler = make_scheduler(self.settings[SchedulerFlags], self.optimizer, self.plan.steps)
+        self.stand_at_beginning()
         self.loader = make_loader(
             self.data,
             seed=self.seed,
@@ -172,8 +190,10 @@ class Trainer(ABC):
             pin_memory=self.device.type == "cuda",
         )
         page = ReportPage(page_path(self.settings[OutputFlags]), self.announce(groups))
-        self.progress = Progress(self.plan, groups.names, self.accelerator, self.settings, page=page)
-        self.saver = Saver(self.settings[OutputFlags], self.plan.epochs, self.accelerator.is_main_process)
+        self.progress = Progress(self.plan, groups.names, self.accelerator, self.settings, self.state.step, page)
+        main = self.accelerator.is_main_process
+        self.saver = make_saver(self.settings, self.plan.epochs, main, self.check_file)
+        self.requests = Requests(self.saver.directory, main, self.device)
         facts = RunFacts(
             seed=self.seed,
             num_batches_per_epoch=self.plan.batches_per_epoch,
@@ -204,28 +224,42 @@ class Trainer(ABC):
         parts = (self.arch, self.models, self.trained, groups, self.data)
         report_memory(estimate_memory(self.settings, *parts, on_gpu=device.type == "cuda"), self.settings, device)
 
+    def stand_at_beginning(self) -> None:
+        """At step 0, or where an earlier run stood."""
+        decay = self.settings[EmaFlags].ema_decay
+        self.average = None if decay is None else MovingWeights(self.flat.values, decay)
+        scaler = self.accelerator.scaler
+        self.parts = Parts(self.trained.modules(), self.optimizer, self.scheduler, scaler, self.average)
+        self.facts = run_facts(self.settings, self.data, self.accelerator.num_processes, self.seed)
+        self.state = first_position(self.settings, self.plan, self.past)
+        go_on(self.parts, self.state, self.past, self.facts)
+
     def run_epochs(self) -> None:
-        """Epochs of steps, from where the state stands to the end of the plan."""
-        if self.previews.due_at_start:
+        """Epochs of steps, from where the state stands to the end of the plan, or until the user ends it."""
+        if self.previews.due_at_start and self.state.step == 0:
             self.preview(epoch=0)
         while self.state.step < self.plan.steps:
-            self.state.epoch += 1
+            self.state.enter_epoch()
             self.progress.start_epoch(self.state.epoch)
             self.trained.start_epoch()
             self.run_epoch()
+            if self.requests.last.ends_run:
+                return
             self.after_epoch()
 
     def run_epoch(self) -> None:
         """One pass over this rank's batches, or what is left of the plan."""
-        for index, batch in enumerate(self.loader.epoch(self.state.epoch, first_step=self.state.step)):
-            completes = self.plan.completes_update(index)
+        state = self.state
+        for batch in self.loader.epoch(state.epoch, state.epoch_start, state.batch):
+            completes = self.plan.completes_update(state.batch)
             loss = self.backward(batch.to(self.device))
-            self.state.micro_step += 1
+            state.micro_step += 1
+            state.batch += 1
             self.progress.add_loss(loss)
             if completes:
                 self.update()
                 self.after_update()
-            if self.state.step >= self.plan.steps:
+            if state.step >= self.plan.steps or self.requests.last.ends_run:
                 return
 
     def backward(self, batch: Batch) -> Tensor:
@@ -254,6 +288,8 @@ class Trainer(ABC):
         self.flat.zero_grad()
         self.state.step += 1
         self.trained.finish_update()
+        if self.average is not None:
+            self.average.update()
 
     def after_update(self) -> None:
         """What the settings ask for after an optimizer step."""
@@ -261,17 +297,24 @@ class Trainer(ABC):
         self.progress.finish_update(state.step, self.optimizer, self.trained.norms())
         if self.previews.due_at_step(state.step):
             self.preview(epoch=None)
-        if self.saver.due_at_step(state.step):
-            self.saver.save_step(self.checkpoint(state.epoch - 1), state.step)
+        asked = self.requests.next()
+        if self.saver.due_at_step(state.step, asked):
+            self.saver.save_step(self.checkpoints(state.epoch - 1), state.step)
+            if self.settings[OutputFlags].save_state or asked.ends_run:
+                self.saver.save_step_state(self.state_now(), state.step)
 
     def after_epoch(self) -> None:
         """What the settings ask for after an epoch."""
         state = self.state
         self.progress.finish_epoch(state.epoch)
-        if self.saver.due_at_epoch(state.epoch):
-            self.saver.save_epoch(self.checkpoint(state.epoch), state.epoch)
+        due = self.saver.due_at_epoch(state.epoch)
+        if due:
+            self.saver.save_epoch(self.checkpoints(state.epoch), state.epoch)
         if self.previews.due_at_epoch(state.epoch):
             self.preview(state.epoch)
+        state.leave_epoch(self.plan.batches_per_epoch)
+        if due and self.settings[OutputFlags].save_state:
+            self.saver.save_epoch_state(self.state_now(), state.epoch)
 
     def preview(self, epoch: int | None) -> None:
         """Pictures of the models as they are now, named by `epoch`, or by the step."""
@@ -280,16 +323,28 @@ class Trainer(ABC):
             files = self.previews.make(self.models, self.accelerator, step, epoch, trained=self.trained.modules())
         self.progress.log_previews(self.previews.described(files), step)
 
-    def checkpoint(self, epoch: int) -> Writer:
-        """What a file of this moment will hold; its metadata says `epoch`."""
+    def checkpoints(self, epoch: int) -> dict[str, Writer]:
+        """What the files of this moment will hold, by what is put behind their name; their metadata says `epoch`."""
         with evaluating(self.optimizer):
-            return self.write_checkpoint(self.state.step, epoch)
+            writers = {"": self.write_checkpoint(self.state.step, epoch)}
+        if self.average is not None:
+            with self.average.in_place():
+                writers["-ema"] = self.write_checkpoint(self.state.step, epoch)
+        return writers
+
+    def state_now(self, finished: bool = False) -> Writer:
+        """All that is needed to go on from this moment."""
+        return state_writer(self.parts, self.state, self.seed, self.facts, finished)
 
     def finish(self) -> None:
         """The last file, and every thread joined."""
-        if self.accelerator.is_main_process:
-            self.saver.save_last(self.checkpoint(self.plan.epochs))
-            self.saver.join()
+        output = self.settings[OutputFlags]
+        if self.accelerator.is_main_process and not self.requests.last.ends_run:
+            self.saver.save_last(self.checkpoints(self.plan.epochs))
+            if output.save_state or output.save_state_on_train_end:
+                self.saver.save_last_state(self.state_now(finished=True))
+        self.saver.close()
+        self.interrupted = self.requests.last is Request.INTERRUPT
         self.progress.close()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()

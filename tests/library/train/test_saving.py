@@ -45,10 +45,10 @@ def test_the_files_that_stay_are_the_recorded_ones(case: dict[str, Any], tmp_pat
     saver = Saver(flags, case["total"] if unit == "epoch" else 1, is_main_process=True)
     for number in range(1, case["total"] + 1):
         if unit == "step" and saver.due_at_step(number):
-            saver.save_step(text_writer(), number)
+            saver.save_step({"": text_writer()}, number)
         if unit == "epoch" and saver.due_at_epoch(number):
-            saver.save_epoch(text_writer(), number)
-    saver.save_last(text_writer())
+            saver.save_epoch({"": text_writer()}, number)
+    saver.save_last({"": text_writer()})
     saver.join()
     recorded = [name for name in case["left"] if name.endswith(".safetensors")]
     mended = MENDED.get((unit, every, keep))
@@ -67,14 +67,14 @@ def test_other_files_and_other_extensions_stay(tmp_path: Path) -> None:
     (tmp_path / "m-step00000001.ckpt").write_text("other", encoding="utf-8")
     saver = Saver(flags, 1, is_main_process=True)
     for step in (1, 2, 3):
-        saver.save_step(text_writer(), step)
+        saver.save_step({"": text_writer()}, step)
     saver.join()
     assert names(tmp_path) == ["m-step00000001.ckpt", "m-step00000003.safetensors"]
 
 
 def test_the_extension_is_that_of_the_flags(tmp_path: Path) -> None:
     saver = Saver(OutputFlags(output_dir=str(tmp_path), save_model_as="pt"), 1, is_main_process=True)
-    saver.save_last(text_writer())
+    saver.save_last({"": text_writer()})
     saver.join()
     assert names(tmp_path) == ["last.pt"]
 
@@ -82,7 +82,7 @@ def test_the_extension_is_that_of_the_flags(tmp_path: Path) -> None:
 def test_every_save_is_said_with_its_path(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     saver = Saver(OutputFlags(output_dir=str(tmp_path / "new"), output_name="m"), 1, is_main_process=True)
     with caplog.at_level("INFO"):
-        saver.save_last(text_writer())
+        saver.save_last({"": text_writer()})
         saver.join()
     assert f"saving checkpoint: {tmp_path / 'new' / 'm.safetensors'}" in caplog.text
     assert (tmp_path / "new" / "m.safetensors").read_text(encoding="utf-8") == "x"
@@ -93,7 +93,7 @@ def test_only_the_main_process_writes(tmp_path: Path) -> None:
     saver = Saver(flags, 2, is_main_process=False)
     assert not saver.due_at_step(1)
     assert not saver.due_at_epoch(1)
-    saver.save_last(text_writer())
+    saver.save_last({"": text_writer()})
     saver.join()
     assert names(tmp_path) == []
 
@@ -109,7 +109,7 @@ def test_training_goes_on_while_a_file_is_written_and_does_not_change_it(tmp_pat
         save_safetensors(taken, path, {"ss_steps": "1"})
 
     saver = Saver(OutputFlags(output_dir=str(tmp_path), output_name="m"), 1, is_main_process=True)
-    saver.save_last(write)
+    saver.save_last({"": write})
     with torch.no_grad():
         weights.weight.fill_(9.0)
     may_write.set()
@@ -126,12 +126,12 @@ def test_a_failed_save_is_raised_by_the_next_and_its_predecessor_stays(tmp_path:
     def full_disk(path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    saver.save_step(text_writer(), 1)
-    saver.save_step(full_disk, 2)
+    saver.save_step({"": text_writer()}, 1)
+    saver.save_step({"": full_disk}, 2)
     with pytest.raises(OSError, match="m-step00000002"):
-        saver.save_step(text_writer(), 3)
+        saver.save_step({"": text_writer()}, 3)
     assert names(tmp_path) == ["m-step00000001.safetensors"]
-    saver.save_step(text_writer(), 3)
+    saver.save_step({"": text_writer()}, 3)
     saver.join()
 
 
@@ -143,7 +143,7 @@ def test_a_failed_last_save_is_said_at_once_and_raised_at_the_end(
     def broken(path: Path) -> None:
         raise ValueError("cannot be written")
 
-    saver.save_last(broken)
+    saver.save_last({"": broken})
     with pytest.raises(ValueError, match="cannot be written"):
         saver.join()
     assert f"{tmp_path / 'last.safetensors'} could not be saved: cannot be written" in caplog.text
@@ -152,7 +152,7 @@ def test_a_failed_last_save_is_said_at_once_and_raised_at_the_end(
 def test_saves_are_written_in_the_order_they_were_asked_for(tmp_path: Path) -> None:
     saver = Saver(OutputFlags(output_dir=str(tmp_path), output_name="m"), 1, is_main_process=True)
     for text in ("first", "second", "third"):
-        saver.save_last(text_writer(text))
+        saver.save_last({"": text_writer(text)})
     saver.join()
     assert (tmp_path / "m.safetensors").read_text(encoding="utf-8") == "third"
 

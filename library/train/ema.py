@@ -1,0 +1,69 @@
+"""The moving average of what is trained, which often makes better pictures than the last step does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+class MovingWeights:
+    """An exponential moving average over flat buffers of weights (Polyak averaging).
+
+    The share of the old average is `decay`, and less in the first steps, (1 + n) / (10 + n) after n updates, so that
+    a short run is not an average over its own beginning. One `lerp` per buffer and update; nothing waits for the
+    device.
+    """
+
+    def __init__(self, values: Sequence[Tensor], decay: float) -> None:
+        self.values = list(values)
+        self.averages = [tensor.detach().clone() for tensor in self.values]
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights as they are after an optimizer step."""
+        self.updates += 1
+        share = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for average, value in zip(self.averages, self.values, strict=True):
+            average.lerp_(value, 1 - share)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While the context lasts the weights are their averages."""
+        kept = [value.detach().clone() for value in self.values]
+        self._put(self.averages)
+        try:
+            yield
+        finally:
+            self._put(kept)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a saved state keeps: the buffers by number, and how many updates they have seen."""
+        averages = {f"buffer{number}": average for number, average in enumerate(self.averages)}
+        return averages | {"updates": torch.tensor(self.updates)}
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from `state`; ValueError when it is of other weights."""
+        sizes = [tuple(average.shape) for average in self.averages]
+        found = [tuple(tensor.shape) for name, tensor in state.items() if name != "updates"]
+        if sizes != found:
+            raise ValueError(f"the saved moving average has buffers of {found} numbers, the network {sizes}")
+        for number, average in enumerate(self.averages):
+            average.copy_(state[f"buffer{number}"])
+        self.updates = int(state["updates"])
+
+    def restart(self) -> None:
+        """Begin anew with the weights as they are now."""
+        self.updates = 0
+        for average, value in zip(self.averages, self.values, strict=True):
+            average.copy_(value.detach())
+
+    @torch.no_grad()
+    def _put(self, tensors: Sequence[Tensor]) -> None:
+        for value, tensor in zip(self.values, tensors, strict=True):
+            value.copy_(tensor)
