@@ -1,4 +1,4 @@
-"""How fast and how large is it? `python tools/bench.py [startup] [load] [step] [counts]` prints a table.
+"""How fast and how large is it? `python tools/bench.py [startup] [load] [step] [counts] [dataset]` prints a table.
 
 Run it with the Python of `.venv`. Times are those of this machine; counts are the same on every one.
 """
@@ -83,7 +83,38 @@ def counts() -> list[Row]:
     ]
 
 
-BENCHES: dict[str, Callable[[], list[Row]]] = {"startup": startup, "load": load, "step": step, "counts": counts}
+def dataset() -> list[Row]:
+    """Finding, reading and caching images."""
+    found = run_script("bench_dataset.py")
+    return [Row(name, f"{found[key]:,.{digits}f}", target) for key, (name, digits, target) in DATASET_ROWS.items()]
+
+
+DATASET_ROWS: dict[str, tuple[str, int, str]] = {
+    "scan_2000": ("scan 2,000 small JPEGs, CPU s", 3, "0.25"),
+    "scan_2000_cache_info": ("scan 2,000 with cache_info, CPU s", 3, "0.08"),
+    "scan_20000": ("scan 20,000 small JPEGs, CPU s", 2, "2.5"),
+    "scan_20000_cache_info": ("scan 20,000 with cache_info, CPU s", 2, "0.8"),
+    "decode_ms": ("1.5 Mpx JPEG to 1024-class tensor, CPU ms", 1, "30"),
+    "images_per_s_0": ("loader, no worker, images/s", 1, ""),
+    "images_per_s_1": ("loader, 1 worker, images/s", 1, ""),
+    "images_per_s_2": ("loader, 2 workers, images/s", 1, ""),
+    "latent_write_ms": ("SDXL latents, write, CPU ms", 2, ""),
+    "latent_read_ms": ("SDXL latents, read, CPU ms", 2, ""),
+    "caching_memory_ms": ("latent caching without the VAE, in memory, CPU ms per image", 2, "15"),
+    "caching_disk_ms": ("latent caching without the VAE, to disk, CPU ms per image", 2, "15"),
+    "caching_again_ms": ("latent cache found on disk, CPU ms per image", 2, "2"),
+    "boundary_ms": ("epoch boundary with cached latents, ms", 1, "50"),
+    "growth_cached_mb": ("memory growth over 5 epochs, cached latents, MB", 1, "0"),
+    "growth_pixels_mb": ("memory growth over 5 epochs, images, MB", 1, "0"),
+}
+
+BENCHES: dict[str, Callable[[], list[Row]]] = {
+    "startup": startup,
+    "load": load,
+    "step": step,
+    "counts": counts,
+    "dataset": dataset,
+}
 
 
 def run_script(script: str, *arguments: str) -> dict[str, float]:
