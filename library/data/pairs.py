@@ -37,9 +37,13 @@ def pair(
             findings.unpaired[item.path] = _why(item.path, partners.get(item.path.stem, []), folder)
         else:
             chosen[item.path] = folder / name
+    used_of = _by_stem([path.name for path in chosen.values()])
     for stem, names in partners.items():
+        used = used_of.get(stem, [])
         if stem not in owners:
             findings.unpaired |= {folder / name: f"no image of this stem in {subset.image_dir}" for name in names}
+        elif used:
+            findings.unpaired |= {folder / name: f"{min(used)} is used" for name in names if name not in used}
     measure(chosen.values(), findings, thorough)
     shapes = 0
     for item in items:
