@@ -122,7 +122,8 @@ def optimizer_bytes(flags: OptimizerFlags) -> float:
     """
     logger_of_optimizer = logging.getLogger(choose_optimizer.__module__)
     level = logger_of_optimizer.level
-    parameter = nn.Parameter(torch.zeros(SAMPLE_SIDE, SAMPLE_SIDE))
+    # Not zeros, of which Prodigy keeps no copy.
+    parameter = nn.Parameter(torch.full((SAMPLE_SIDE, SAMPLE_SIDE), 0.1))
     parameter.grad = torch.ones_like(parameter)
     logger_of_optimizer.setLevel(logging.ERROR)
     try:

@@ -238,9 +238,9 @@ class LoraNetwork(nn.Module):
         save_safetensors(tensors, file, metadata | hashes)
 
     def state_dict_for_saving(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """What belongs in a file, on the CPU, every tensor in `dtype` if given."""
+        """What belongs in a file, on the CPU, every tensor in `dtype` if given; one without content stays that."""
         return {
-            f"{target.name}.{key}": tensor.detach().to("cpu", dtype)
+            f"{target.name}.{key}": tensor.detach().to("meta" if tensor.is_meta else "cpu", dtype)
             for target, adapter in self._pairs()
             if not adapter.resting
             for key, tensor in adapter.state_dict().items()
