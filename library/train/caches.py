@@ -39,10 +39,8 @@ def run_cache_tool(settings: Settings, architecture: type[Architecture], fill: F
     try:
         accelerator = make_accelerator(settings)
         arch = architecture(settings)
-        data = images_of_run(settings, arch, seed=settings[StepFlags].seed or 0, holds_out=True)
-        for part in (data, data.validation):
-            if part is not None:
-                fill(settings, arch, part, accelerator)
+        data = images_of_run(settings, arch, seed=settings[StepFlags].seed or 0)
+        fill(settings, arch, data, accelerator)
         accelerator.end_training()
     except (ValueError, OSError) as error:
         logger.error("%s", error, exc_info=logger.isEnabledFor(logging.DEBUG))

@@ -83,12 +83,19 @@ def test_the_training_finds_every_cache_of_the_tool_and_never_loads_the_vae(
 def test_the_tool_and_the_training_make_the_same_files(demo: DemoFolder, small_sd: DemoFolder, tmp_path: Path) -> None:
     assert run_cache_tool(settings_for(CACHE_LATENTS, demo), StableDiffusion, fill_all_latents) == 0
     other = copied(small_sd, tmp_path / "other")
-    train(other, tmp_path / "out", "--cache_latents_to_disk", "--vae_batch_size", "3")
+    train(other, tmp_path / "out", "--cache_latents_to_disk")
     files = sorted(demo.pictures.rglob("*_sd.npz"))
     for file in files:
         with np.load(file) as one, np.load(other.pictures / file.relative_to(demo.pictures)) as two:
-            np.testing.assert_allclose(one["latents"], two["latents"], atol=1e-4)
+            assert np.array_equal(one["latents"], two["latents"])
             assert str(one["fingerprint"]).split()[:2] == str(two["fingerprint"]).split()[:2]
+
+
+def test_held_out_images_are_cached_too(demo: DemoFolder) -> None:
+    text = demo.dataset.read_text(encoding="utf-8")
+    demo.dataset.write_text(text.replace("batch_size = 2", "batch_size = 2\nvalidation_split = 0.25"), encoding="utf-8")
+    assert run_cache_tool(settings_for(CACHE_LATENTS, demo), StableDiffusion, fill_all_latents) == 0
+    assert len(list(demo.pictures.glob("*_sd.npz"))) == len(list(demo.pictures.glob("*.png"))) > 4
 
 
 def test_sixteen_bits_are_written_when_asked_for(demo: DemoFolder) -> None:
