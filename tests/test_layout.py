@@ -36,6 +36,7 @@ IMPORT_EXCEPTIONS: dict[tuple[str, str], str] = {
     ("tools/compare_lora.py", "library/generation"): "it makes pictures, as the inference scripts at the top do",
     ("tools/cache_latents.py", "library/train"): "it fills the caches as the trainer does",
     ("tools/cache_text_encoder_outputs.py", "library/train"): "it fills the caches as the trainer does",
+    ("tools/prepare_buckets_latents.py", "library/train"): "it fills the caches as the trainer does",
     ("tools/small_run.py", "library/train"): "the benchmarks measure the steps of the real trainer",
     ("tools/small_run.py", "library/diffusion"): "the random draws of such a step",
 }
