@@ -10,9 +10,8 @@ import pytest
 
 from library.data.buckets import Buckets, centre_crop, crop_condition, rounded_limits
 
-TABLES = json.loads((Path(__file__).resolve().parents[2] / "facts/dataset/bucketing.json").read_text(encoding="utf-8"))[
-    "tables"
-]
+FACTS = json.loads((Path(__file__).resolve().parents[2] / "facts/dataset/bucketing.json").read_text(encoding="utf-8"))
+TABLES = FACTS["tables"]
 
 
 def table_name(table: dict[str, Any]) -> str:
@@ -49,6 +48,14 @@ def test_every_image_gets_the_recorded_bucket_scale_and_crop(table: dict[str, An
 @pytest.mark.parametrize("table", [table for table in TABLES if "predefined" in table], ids=table_name)
 def test_the_list_of_buckets_is_as_recorded(table: dict[str, Any]) -> None:
     assert buckets_of(table).predefined == [tuple(size) for size in table["predefined"]]
+
+
+@pytest.mark.parametrize("table", FACTS["bucketing_disabled"], ids=lambda table: str(table["resolution"]))
+def test_without_buckets_the_recorded_scale_and_resolution_are_used(table: dict[str, Any]) -> None:
+    buckets = Buckets(tuple(table["resolution"]), enabled=False)
+    for size, bucket, resized in table["images"]:
+        fit = buckets.fit(tuple(size))
+        assert (fit.bucket, fit.resized) == (tuple(bucket), tuple(resized)), size
 
 
 def test_without_buckets_every_image_covers_the_resolution() -> None:
