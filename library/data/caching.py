@@ -70,7 +70,7 @@ def cache_latents(
     unless given, float32 on disk and the VAE's in memory. Raises ValueError for images that
     cannot be read, for latents that are not finite, and for settings that change pictures each time.
     """
-    _refuse_changing_pictures(training_set)
+    refuse_changing_pictures(training_set)
     targets = _targets(training_set, fmt, vae_id, to_disk)
     if to_disk:
         files = sorted({target.file for target in targets if target.file})
@@ -120,7 +120,8 @@ class _Done:
     reported: float = field(default_factory=time.monotonic)
 
 
-def _refuse_changing_pictures(training_set: TrainingSet) -> None:
+def refuse_changing_pictures(training_set: TrainingSet) -> None:
+    """Raise ValueError when pictures are to change from step to step, which cached latents cannot."""
     for dataset in training_set.with_held_out:
         for subset in dataset.settings.subsets:
             for key in ("random_crop", "color_aug", "face_crop_aug_range"):
