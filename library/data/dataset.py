@@ -22,7 +22,13 @@ class PlannedBatch:
 
     dataset: int
     items: tuple[int, ...]
-    draws: tuple[int, ...]
+    origins: tuple[tuple[int, ...], ...]
+    """For each item what decides its draws: seed, epoch, dataset, item and which use of it."""
+
+    @property
+    def draws(self) -> tuple[int, ...]:
+        """One number for each item. They are made when the batch is, since a long epoch should begin at once."""
+        return tuple(_draw(*origin) for origin in self.origins)
 
 
 @dataclass
@@ -81,8 +87,8 @@ class TrainingSet(Dataset[Batch]):
                 random.shuffle(uses)
                 for start in range(0, len(uses), dataset.settings.batch_size):
                     rows = uses[start : start + dataset.settings.batch_size]
-                    draws = tuple(_draw(seed, epoch, number, item, use) for item, use in rows)
-                    planned.append(PlannedBatch(number, tuple(item for item, _ in rows), draws))
+                    origins = tuple((seed, epoch, number, item, use) for item, use in rows)
+                    planned.append(PlannedBatch(number, tuple(item for item, _ in rows), origins))
         random.shuffle(planned)
         return planned
 

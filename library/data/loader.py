@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -48,25 +48,25 @@ class BatchOrder:
 
         `first_step` is the number of optimizer steps done when the epoch began, also when it is resumed inside.
         """
+        return list(self.upcoming(epoch, first_step, start_batch))
+
+    def upcoming(self, epoch: int, first_step: int, start_batch: int = 0) -> Iterator[BatchRequest]:
+        """`requests` one by one."""
         planned = self.training_set.epoch_batches(self.seed, epoch)
-        requests = []
         for index in range(start_batch, len(self)):
             first = index * self.world_size
             place = first + self.rank
             num_real = min(len(planned) - first, self.world_size)
             batch = planned[place % len(planned)]
-            requests.append(
-                BatchRequest(
-                    dataset=batch.dataset,
-                    items=batch.items,
-                    draws=batch.draws,
-                    epoch=epoch,
-                    step=first_step + index // self.accumulation,
-                    total_steps=self.total_steps,
-                    weight=self.world_size / num_real if place < len(planned) else 0.0,
-                )
+            yield BatchRequest(
+                dataset=batch.dataset,
+                items=batch.items,
+                draws=batch.draws,
+                epoch=epoch,
+                step=first_step + index // self.accumulation,
+                total_steps=self.total_steps,
+                weight=self.world_size / num_real if place < len(planned) else 0.0,
             )
-        return requests
 
 
 @dataclass
@@ -86,18 +86,17 @@ class Loader:
 
     def epoch(self, epoch: int, first_step: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` (from 1); the same for any number of workers. Arguments as `BatchOrder.requests`."""
-        requests = self.order.requests(epoch, first_step, start_batch)
         if self.order.training_set.latents_cached:
-            return self._from_thread(requests)
+            return self._from_thread(self.order.upcoming(epoch, first_step, start_batch))
         if self.workers == 0:
-            return self._from_here(requests)
-        return self._from_processes(requests)
+            return self._from_here(self.order.upcoming(epoch, first_step, start_batch))
+        return self._from_processes(self.order.requests(epoch, first_step, start_batch))
 
-    def _from_here(self, requests: list[BatchRequest]) -> Iterator[Batch]:
+    def _from_here(self, requests: Iterable[BatchRequest]) -> Iterator[Batch]:
         for request in requests:
             yield self._make(request)
 
-    def _from_thread(self, requests: list[BatchRequest]) -> Iterator[Batch]:
+    def _from_thread(self, requests: Iterable[BatchRequest]) -> Iterator[Batch]:
         """Reading cached latents takes so little that a thread does, and an epoch begins without delay."""
         pending: deque[Future[Batch]] = deque()
         pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
