@@ -14,6 +14,7 @@ from torch import Tensor
 
 from library.data.buckets import centre_crop
 from library.data.image_file import BROKEN, UPRIGHT, ends_properly, open_image, orientation, reason
+from library.data.image_header import photograph_header
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -38,7 +39,12 @@ def image_size(path: Path) -> Size:
     A file that seems to end early is decoded, to be sure.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
+            header = photograph_header(file)
+            if header is not None and ends_properly(file, "JPEG"):
+                (width, height), turn = header
+                return (height, width) if turn >= 5 else (width, height)
+            file.seek(0)
             image = open_image(file)
             width, height = image.size
             turned = orientation(image) >= 5
