@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import time
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 from accelerate.utils import patch_environment
 from torch import Tensor
@@ -21,6 +25,7 @@ from library.flags.output import OutputFlags
 from library.flags.run import AttentionFlags, StepFlags
 from library.flags.settings import Settings
 from library.models.sd.architecture import StableDiffusion
+from library.train import trainer
 from library.train.network_trainer import NetworkTrainer
 from library.train.step import step_loss
 from step_counts import OperationCounter, count_step, make_fake
@@ -66,6 +71,32 @@ class SmallRun(NetworkTrainer):
         self.progress.add_loss(loss)
         self.update()
         self.after_update()
+
+    def timed_step(self, batches: Iterator[Batch]) -> tuple[float, float]:
+        """CPU seconds of one whole step, and of that part which is neither forward, backward nor optimizer."""
+        inside = 0.0
+
+        def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(function)
+            def call(*words: Any, **more: Any) -> Any:
+                nonlocal inside
+                started = time.process_time()
+                try:
+                    return function(*words, **more)
+                finally:
+                    inside += time.process_time() - started
+
+            return call
+
+        started = time.process_time()
+        with (
+            patch.object(trainer, "step_loss", timed(step_loss)),
+            patch.object(self.accelerator, "backward", timed(self.accelerator.backward)),
+            patch.object(self.optimizer, "step", timed(self.optimizer.step)),
+        ):
+            self.step(next(batches))
+        whole = time.process_time() - started
+        return whole, whole - inside
 
     def count(self) -> dict[str, int]:
         """What one step costs without a clock; the run cannot go on afterwards.

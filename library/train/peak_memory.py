@@ -64,7 +64,7 @@ def step_peak(modules: Iterable[nn.Module], step: Callable[[], Tensor], autocast
     with mode, count:
         with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
             loss = step()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     return count.peak
 
 

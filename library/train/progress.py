@@ -116,6 +116,12 @@ class Progress:
             self.history.add_event(event, step, self.epoch, values)
             self.rewrite_page()
 
+    def log_saves(self, names: list[str], step: int) -> None:
+        """Put files whose saving has begun into the log file and on the page, and forget them."""
+        for name in names:
+            self.log_event("save", step, path=name)
+        names.clear()
+
     def log_previews(self, pictures: Sequence[Picture], step: int) -> None:
         """Put previews into the log file and on the page."""
         entries = [{"path": one.path.as_posix(), "prompt": one.prompt, "index": one.index} for one in pictures]

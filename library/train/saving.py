@@ -58,6 +58,8 @@ class Saver:
         self.check_file = check_file
         self.uploads = uploads
         self.upload_states = upload_states
+        self.handed_over: list[str] = []
+        """Names of files and states whose saving began since `Progress.log_saves` asked."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saving")
         self._running: deque[Future[None]] = deque()
 
@@ -129,6 +131,7 @@ class Saver:
         for suffix, write in writers.items():
             path = self.path(stem + suffix)
             logger.info("saving checkpoint: %s", path)
+            self.handed_over.append(path.name)
             self._submit(write, path, None if old is None else self.path(old + suffix), self.check_file, True)
 
     def _save_state(self, write: Writer, stem: str, old: str | None) -> None:
@@ -136,6 +139,7 @@ class Saver:
             return
         path = self.directory / (stem + STATE)
         logger.info("saving state: %s", path)
+        self.handed_over.append(path.name)
         self._submit(write, path, None if old is None else self.directory / (old + STATE), None, self.upload_states)
 
     def _submit(self, write: Writer, path: Path, old: Path | None, check: Check | None, upload: bool) -> None:
