@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
@@ -56,7 +57,7 @@ def download_folder(place: str, token: str | None = None) -> Path:
     name, _, folder = inside.partition("/")
     if not (owner and name and folder):
         raise ValueError(f"--resume {place}: --resume_from_huggingface expects owner/name/folder[:revision[:kind]]")
-    options = {"repo_id": f"{owner}/{name}", "revision": revision or None, "repo_type": kind or None, "token": token}
+    options: dict[str, Any] = {"repo_id": f"{owner}/{name}", "revision": revision or None, "repo_type": kind or None, "token": token}
     folder = folder.strip("/")
     try:
         files = [file for file in _api().list_repo_files(**options) if file.startswith(folder + "/")]
@@ -112,7 +113,7 @@ class Uploads:
     def _send(self, path: Path) -> None:
         place, api = self.place, _api()
         inside = "/".join(part for part in (place.folder.strip("/"), path.name) if part)
-        options = {"repo_id": place.repository, "repo_type": place.kind, "token": place.token}
+        options: dict[str, Any] = {"repo_id": place.repository, "repo_type": place.kind, "token": place.token}
         try:
             if not self._made:
                 api.create_repo(**options, private=not place.public, exist_ok=True)

@@ -19,6 +19,7 @@ from library.flags.optimizer import OptimizerFlags, SchedulerFlags
 from library.flags.output import EmaFlags, HubFlags, OutputFlags
 from library.flags.run import PrecisionFlags, StepFlags
 from library.flags.settings import Settings
+from library.train.optimizer import known_name
 from library.train.resume import Parts, Past, move_schedule, read_past, restore
 from library.train.state import Plan, TrainState
 
@@ -99,7 +100,8 @@ def run_facts(settings: Settings, data: TrainingSet, num_processes: int, seed: i
         for f in fields(group)
         if f.name not in DOES_NOT_MATTER
     }
-    facts = {"flags": flags | {"seed": seed}, "dataset": dataset_facts(data), "processes": num_processes}
+    flags |= {"seed": seed, "optimizer_type": known_name(settings[OptimizerFlags].optimizer_type)}
+    facts = {"flags": flags, "dataset": dataset_facts(data), "processes": num_processes}
     return json.loads(json.dumps(facts))  # tuples become lists, as they do in the file
 
 

@@ -1,0 +1,214 @@
+"""A run that was stopped and continued ends with the bits of one that never stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+from demo_folder import DemoFolder
+from tests.clients.continuing import TinyRuns, equal, tensors
+from tests.scripts.test_train_network import command_line, launch
+
+CACHED = ("--cache_latents", "--network_train_unet_only")
+FEATURES = {
+    "accumulation, warm-up, cosine, dropout, LoRA+, average": (
+        *("--max_train_steps", "5", "--gradient_accumulation_steps", "4", "--ema_decay", "0.8", "--cache_latents"),
+        *("--lr_scheduler", "cosine", "--lr_warmup_steps", "3", "--network_dropout", "0.2", "--learning_rate", "1e-2"),
+        *("--network_args", "loraplus_lr_ratio=4", "rank_dropout=0.2", "module_dropout=0.2"),
+    ),
+    "schedule-free, worker process": (
+        *("--max_train_steps", "5", "--max_data_loader_n_workers", "1", "--network_train_unet_only"),
+        *("--optimizer_type", "AdamWScheduleFree", "--optimizer_args", "warmup_steps=2", "--save_precision", "fp16"),
+    ),
+    "Prodigy, linear": (
+        *CACHED,
+        *("--max_train_steps", "5", "--optimizer_type", "Prodigy", "--learning_rate", "1", "--lr_scheduler", "linear"),
+        *("--optimizer_args", "safeguard_warmup=True", "use_bias_correction=True", "d0=1e-4"),
+    ),
+    "Adafactor with its own rate": (*CACHED, "--max_train_steps", "5", "--optimizer_type", "Adafactor"),
+    "Adafactor with a schedule": (
+        *("--cache_latents", "--max_train_steps", "5", "--optimizer_type", "Adafactor", "--scale_weight_norms", "0.5"),
+        *("--optimizer_args", "relative_step=False", "scale_parameter=False", "beta1=0.9"),
+        *("--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", "5", "--max_grad_norm", "0"),
+    ),
+    "Lion, a schedule class": (
+        *(*CACHED, "--max_train_steps", "5", "--optimizer_type", "Lion"),
+        *("--lr_scheduler_type", "CosineAnnealingLR", "--lr_scheduler_args", "T_max=5"),
+    ),
+}
+
+
+@pytest.fixture
+def runs(small_sd: DemoFolder, tmp_path: Path) -> Iterator[TinyRuns]:
+    fresh_accelerate()
+    yield TinyRuns(small_sd, tmp_path)
+    fresh_accelerate()
+
+
+def fresh_accelerate() -> None:
+    """accelerate refuses a second precision in one process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.parametrize("words", FEATURES.values(), ids=FEATURES.keys())
+def test_a_run_continues_from_a_state_in_its_middle_with_equal_bits(runs: TinyRuns, words: tuple[str, ...]) -> None:
+    runs.train("whole", *words, "--save_every_n_steps", "3", "--save_state")
+    runs.train("resumed", *words, "--resume", runs.state("whole", "small-step00000003"))
+    assert equal(runs.weights("whole"), runs.weights("resumed"))
+    if "--ema_decay" in words:
+        assert equal(runs.weights("whole", "small-ema"), runs.weights("resumed", "small-ema"))
+        assert not equal(runs.weights("whole"), runs.weights("whole", "small-ema"))
+
+
+def test_saving_and_previews_do_not_change_a_run(runs: TinyRuns) -> None:
+    words = ("--cache_latents", "--max_train_steps", "4", "--optimizer_type", "AdamWScheduleFree", "--ema_decay", "0.9")
+    runs.train("plain", *words)
+    previews = ("--sample_prompts", str(runs.demo.prompts), "--sample_every_n_steps", "3")
+    runs.train("busy", *words, "--save_every_n_steps", "1", "--save_state", *previews)
+    assert equal(runs.weights("plain"), runs.weights("busy"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_network_and_state_and_the_run_continues(runs: TinyRuns, number: signal.Signals) -> None:
+    words = (*CACHED, "--max_train_steps", "5", "--gradient_accumulation_steps", "2", "--network_dropout", "0.1")
+    runs.train("whole", *words)
+    assert runs.signalled("stopped", number, 3, *words) == 130
+    assert runs.names("stopped") == ["small-step00000004-state", "small-step00000004.safetensors"]
+    runs.train("resumed", *words, "--resume", runs.state("stopped", "small-step00000004"))
+    assert equal(runs.weights("whole"), runs.weights("resumed"))
+
+
+def test_a_run_resumed_twice_is_made_longer_and_keeps_its_numbers(runs: TinyRuns, caplog) -> None:
+    words = (*CACHED, "--save_every_n_epochs", "1", "--save_every_n_steps", "5", "--gradient_accumulation_steps", "2")
+    runs.train("whole", *words, "--max_train_epochs", "3")
+    runs.train("first", *words, "--max_train_epochs", "1", "--save_state_on_train_end")
+    runs.train("second", *words, "--max_train_steps", "5", "--resume", runs.state("first"), "--save_state")
+    with caplog.at_level(logging.WARNING):
+        trainer = runs.train("third", *words, "--max_train_epochs", "3", "--resume", runs.state("second"))
+    assert "not the one that was saved" not in caplog.text
+    assert equal(runs.weights("whole"), runs.weights("third"))
+    assert (trainer.state.epoch, trainer.state.step, trainer.state.micro_step) == (3, 9, 18)
+    assert runs.names("second") == [
+        "small-state",
+        "small-step00000005-state",
+        "small-step00000005.safetensors",
+        "small.safetensors",
+    ]
+    assert runs.names("third") == ["small-000002.safetensors", "small.safetensors"]
+    record = json.loads((Path(runs.state("second")) / "train_state.json").read_text(encoding="utf-8"))
+    assert (record["current_epoch"], record["current_step"], record["finished"]) == (2, 5, True)
+    steps = [json.loads(line) for line in (runs.root / "third" / "small.log.jsonl").read_text("utf-8").splitlines()]
+    assert [row["step"] for row in steps if "loss/current" in row] == [6, 7, 8, 9]
+
+
+def test_the_seed_of_a_run_without_one_is_kept_in_its_state(runs: TinyRuns) -> None:
+    words = (*CACHED, "--seed", "12", "--max_train_steps", "2", "--save_state_on_train_end")
+    runs.train("first", *words)
+    record = json.loads((Path(runs.state("first")) / "train_state.json").read_text(encoding="utf-8"))
+    assert record["seed"] == 12
+
+
+def test_a_state_holds_the_files_of_the_recorded_names(runs: TinyRuns) -> None:
+    runs.train("run", *CACHED, "--max_train_steps", "1", "--save_state_on_train_end", "--ema_decay", "0.5")
+    folder = Path(runs.state("run"))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "ema.safetensors",
+        "model.safetensors",
+        "optimizer.bin",
+        "scheduler.bin",
+        "train_state.json",
+    ]
+    network, saved = runs.weights("run"), tensors(folder / "model.safetensors")
+    assert network.keys() == saved.keys() and all(torch.equal(network[key], saved[key]) for key in network)
+    assert str(runs.root) not in (folder / "train_state.json").read_text(encoding="utf-8")
+
+
+def test_what_changed_between_two_runs_is_named(runs: TinyRuns, caplog) -> None:
+    words = (*CACHED, "--max_train_steps", "1", "--save_state_on_train_end")
+    runs.train("first", *words)
+    runs.dataset.write_text(
+        runs.dataset.read_text("utf-8").replace("batch_size = 2", "batch_size = 3").replace("0.3", "0.4"), "utf-8"
+    )
+    more = ("--seed", "8", "--gradient_accumulation_steps", "2", "--min_snr_gamma", "5", "--max_train_steps", "2")
+    with caplog.at_level(logging.WARNING):
+        runs.train("second", *words, *more, "--resume", runs.state("first"))
+    (message,) = [record.getMessage() for record in caplog.records if "not the one that was saved" in record.message]
+    assert [line.strip() for line in message.splitlines()[1:]] == [
+        "--gradient_accumulation_steps was 1 and is 2",
+        "--min_snr_gamma was None and is 5.0",
+        "--seed was 7 and is 8",
+        "the batch size changed",
+        "the settings of the dataset changed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--network_dim", "8"), r"network of another shape.*--network_dim"),
+        (("--network_args", "conv_dim=2"), r"network of another shape.*--network_args"),
+        (("--optimizer_type", "Lion"), "cannot be continued with these settings: --optimizer_type was AdamW and is Lion"),
+        (("--network_args", "loraplus_lr_ratio=4"), "the saved optimizer has 1 groups"),
+        (("--max_train_steps", "2"), r"begin after step 2, but it has 2 steps: raise --max_train_steps"),
+        (("--resume", "nowhere-state"), "--resume nowhere-state: there is no such folder"),
+    ],
+)
+def test_what_cannot_be_continued_is_an_error(runs: TinyRuns, words: tuple[str, ...], message: str) -> None:
+    runs.train("first", *CACHED, "--max_train_steps", "2", "--save_state_on_train_end")
+    with pytest.raises(ValueError, match=message):
+        runs.train("second", *CACHED, "--max_train_steps", "4", "--resume", runs.state("first"), *words)
+
+
+def test_a_half_copied_state_is_named(runs: TinyRuns) -> None:
+    runs.train("first", *CACHED, "--max_train_steps", "1", "--save_state_on_train_end")
+    file = Path(runs.state("first")) / "optimizer.bin"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"--resume .*small-state: optimizer\.bin is damaged"):
+        runs.train("second", *CACHED, "--max_train_steps", "4", "--resume", runs.state("first"))
+    file.unlink()
+    with pytest.raises(ValueError, match=r"not a complete state: optimizer\.bin is missing"):
+        runs.train("second", *CACHED, "--max_train_steps", "4", "--resume", runs.state("first"))
+
+
+def test_a_new_rate_holds_from_the_resumed_step_on(runs: TinyRuns) -> None:
+    words = (*CACHED, "--lr_scheduler", "linear", "--save_state_on_train_end")
+    runs.train("first", *words, "--max_train_steps", "2", "--learning_rate", "1e-3")
+    more = ("--max_train_steps", "4", "--learning_rate", "1e-4", "--resume", runs.state("first"))
+    trainer = runs.train("second", *words, *more)
+    rows = [json.loads(line) for line in (runs.root / "second/small.log.jsonl").read_text("utf-8").splitlines()]
+    assert [row["lr/unet"] for row in rows if "lr/unet" in row] == pytest.approx([2.5e-5, 0.0])
+    assert trainer.scheduler.last_epoch == 4
+
+
+def test_initial_step_and_epoch_choose_batches_schedule_and_numbers(runs: TinyRuns) -> None:
+    words = (*CACHED, "--gradient_accumulation_steps", "4", "--save_every_n_steps", "3", "--lr_scheduler", "linear")
+    trainer = runs.train("step", *words, "--max_train_steps", "6", "--initial_step", "3")
+    assert (trainer.state.epoch, trainer.state.step, trainer.state.micro_step) == (3, 6, 18)
+    assert runs.names("step") == ["small-step00000006.safetensors", "small.safetensors"]
+    assert trainer.scheduler.last_epoch == 6
+    trainer = runs.train("epoch", *words, "--max_train_epochs", "3", "--initial_epoch", "3")
+    assert (trainer.state.epoch, trainer.state.step, trainer.state.micro_step) == (3, 6, 18)
+
+
+def test_two_processes_continue_as_if_they_had_not_stopped(small_sd: DemoFolder, tmp_path: Path) -> None:
+    runs = TinyRuns(small_sd, tmp_path)
+    options = ("--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1")
+    words = ("--dataset_config", str(runs.dataset), "--max_train_steps", "4", "--save_every_n_steps", "2")
+    result = launch(
+        *command_line(small_sd, tmp_path / "whole", *CACHED, *words, "--save_state", "--network_dropout", "0.1"),
+        script="tests/scripts/two_ranks_resume.py",
+        launcher=("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+        + options
+        + ("--main_process_port", "0"),
+        ACCELERATE_USE_CPU="true",
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert equal(runs.weights("whole"), tensors(tmp_path / "whole" / "resumed" / "small.safetensors"))
