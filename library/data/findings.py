@@ -34,8 +34,7 @@ class Findings:
 
 def measure(images: Iterable[Path], findings: Findings, thorough: bool) -> None:
     """Note the sizes of images that are not known yet; `thorough` decodes them all."""
-    known = findings.corrupt if thorough else findings.corrupt.keys() | findings.sizes.keys()
-    new = [path for path in images if path not in known]
+    new = [path for path in images if (thorough or path not in findings.sizes) and path not in findings.corrupt]
 
     def measured(path: Path) -> tuple[int, int] | str:
         try:

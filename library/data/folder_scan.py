@@ -34,8 +34,10 @@ def scan_folder(number: int, subset: SubsetSettings, findings: Findings, thoroug
     assert folder is not None
     entries = sorted((entry for entry in os.scandir(folder) if _is_file(entry)), key=lambda entry: entry.name)
     names = [entry.name for entry in entries]
-    found = FolderImages([folder / name for name in names if os.path.splitext(name)[1] in IMAGE_EXTENSIONS])
-    unread = [name for name in names if os.path.splitext(name)[1].lower() in UNREAD_EXTENSIONS - IMAGE_EXTENSIONS]
+    endings = [os.path.splitext(name)[1] for name in names]
+    found = FolderImages([folder / name for name, ending in zip(names, endings) if ending in IMAGE_EXTENSIONS])
+    not_used = UNREAD_EXTENSIONS - IMAGE_EXTENSIONS
+    unread = [name for name, ending in zip(names, endings) if ending.lower() in not_used]
     if unread:
         logger.warning("%s: %d files are not used, such as %s", folder, len(unread), unread[0])
     cache = InfoCache(folder, entries) if subset.cache_info else None
@@ -83,7 +85,8 @@ class _Captions:
         else:
             known = self.cache.caption(path.name, file, self.with_lines) if self.cache else None
             caption = self._read(path.with_name(file)) if known is None else known
-        if self.cache is not None and (file is None or path.with_name(file) not in self.findings.bad_captions):
+        bad = self.findings.bad_captions
+        if self.cache is not None and (file is None or not bad or path.with_name(file) not in bad):
             self.cache.remember(path.name, size, caption, file, self.with_lines)
         return caption
 

@@ -31,6 +31,7 @@ class InfoCache:
         self._files = {entry.name: entry for entry in entries}
         self._old = self._read() if NAME in self._files else {}
         self._new: dict[str, Any] = {}
+        self._states: dict[str, State] = {}
 
     def size(self, name: str) -> tuple[int, int] | None:
         """Width and height of an image that has not changed."""
@@ -80,8 +81,9 @@ class InfoCache:
         return {name: entry for name, entry in entries.items() if isinstance(entry, dict)}
 
     def _state(self, name: str) -> State:
-        entry = self._files.get(name)
-        if entry is None:
-            return []
-        stat = entry.stat()
-        return [stat.st_size, stat.st_mtime_ns]
+        known = self._states.get(name)
+        if known is None:
+            entry = self._files.get(name)
+            stat = entry.stat() if entry is not None else None
+            known = self._states[name] = [] if stat is None else [stat.st_size, stat.st_mtime_ns]
+        return known
