@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from library.data.config import DatasetConfig
+from library.data.held_out import steady
 from library.data.image_set import ImageSet, log_buckets, put_into_buckets
 from library.data.items import Batch, BatchRequest
 from library.data.rows import conditioning_of, latents_of, make_row, masks_of, pixels_of, sizes_of, text_of
@@ -135,7 +136,7 @@ def load_training_set(
     datasets = [put_into_buckets(settings, found) for settings, found in pairs]
     for number, dataset in enumerate(datasets, 1):
         log_buckets(f"dataset {number}", dataset)
-    held_out = [put_into_buckets(settings, found.validation) for settings, found in pairs if found.validation]
+    held_out = [put_into_buckets(steady(settings), found.validation) for settings, found in pairs if found.validation]
     for number, dataset in enumerate(held_out, 1):
         log_buckets(f"validation dataset {number}", dataset)
     validation = TrainingSet(held_out, prior_loss_weight, config) if held_out else None

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from library.flags.declare import flag
 
-VALIDATION = "validation during training"
-
 
 @dataclass(frozen=True)
 class PreviewFlags:
@@ -43,8 +41,17 @@ class PreviewFlags:
 class ValidationFlags:
     """Validation"""
 
-    validation_seed: int | None = flag(None, "seed of validation", unavailable=VALIDATION)
-    validation_split: float = flag(0.0, "part of the images kept for validation", unavailable=VALIDATION)
-    validate_every_n_steps: int | None = flag(None, "validate after every n-th step", unavailable=VALIDATION)
-    validate_every_n_epochs: int | None = flag(None, "validate after every n-th epoch", unavailable=VALIDATION)
-    max_validation_steps: int | None = flag(None, "batches of one validation", unavailable=VALIDATION)
+    validation_seed: int | None = flag(
+        None, "seed of which images are held out and of the noise they are judged with; that of the run unless given"
+    )
+    validation_split: float = flag(0.0, "part of the images held out for validation", at_least=0, at_most=1)
+    validate_every_n_steps: int | None = flag(
+        None, "validate after every n-th step, besides the ends of epochs", at_least=1
+    )
+    validate_every_n_epochs: int | None = flag(
+        None, "validate after every n-th epoch; after each one unless given", at_least=1
+    )
+    max_validation_steps: int | None = flag(None, "batches of one validation; all unless given", at_least=1)
+    early_stop_patience: int | None = flag(
+        None, "end the run after this many validations in a row without a lower loss", at_least=1
+    )

@@ -16,13 +16,10 @@ from library.models.architecture import Architecture
 logger = logging.getLogger(__name__)
 
 
-def images_of_run(
-    settings: Settings, arch: Architecture, *, seed: int, control: bool = False, holds_out: bool = False
-) -> TrainingSet:
+def images_of_run(settings: Settings, arch: Architecture, *, seed: int, control: bool = False) -> TrainingSet:
     """The images of a training with these settings; `seed` is the training's, `control` that it trains on pairs.
 
-    A ValueError says what is wrong with dataset file, folders or images, and refuses to hold images out when
-    nobody would look at them (`holds_out` is False).
+    A ValueError says what is wrong with dataset file, folders or images.
     """
     flags, loss = settings[DatasetFlags], settings[LossFlags]
     if flags.dataset_class is not None:
@@ -36,8 +33,6 @@ def images_of_run(
         control=control,
         seed=seed,
     )
-    if config.holds_out and not holds_out:
-        raise ValueError(f"{config.file}: validation_split is not available yet: validation during training")
     _report_masks(config, loss.masked_loss)
     return load_training_set(
         config,

@@ -39,6 +39,7 @@ class TrainedNetwork:
         self.denoiser = denoiser
         self.trains_text_encoder = not flags.network_train_unet_only
         self.last_norms: dict[str, float] = {}
+        self.by_image = False
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -57,10 +58,19 @@ class TrainedNetwork:
         """Tell the network that an epoch starts."""
         self.network.on_epoch_start(self.text_encoder, self.denoiser)
 
+    def rest(self) -> None:
+        """No batch is on its way: every image gets the network at full strength."""
+        if self.by_image:
+            self.network.set_multiplier(1.0)
+            self.by_image = False
+
     def start_step(self, batch: Batch, seed: int) -> None:
         """Give the network the multipliers of this batch's images, and the step's seed if it draws by itself."""
         if batch.network_multipliers is not None:
             self.network.set_multiplier(batch.network_multipliers)
+            self.by_image = True
+        else:
+            self.rest()
         if hasattr(self.network, "seed_step"):
             self.network.seed_step(seed)
         if hasattr(self.network, "on_step_start"):

@@ -24,6 +24,7 @@ from library.flags.output import OutputFlags
 from library.generation.images import sample_file_name, sample_index, save_png, to_image
 from library.generation.prompt_line import read_prompts
 from library.models.architecture import Architecture, ImageRequest
+from library.train.aside import in_eval_mode, unchanged_randomness
 from library.train.history import Picture
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ class Previews:
         mine = list(enumerate(self.requests))[accelerator.process_index :: accelerator.num_processes]
         modules = [models.denoiser, *models.text_encoders, *trained]
         files: list[tuple[int, Path]] = []
-        with torch.no_grad(), _unchanged_randomness(accelerator.device), _evaluating(modules):
+        with torch.no_grad(), unchanged_randomness(accelerator.device), in_eval_mode(modules):
             for index, request in mine:
                 make = partial(self._make_one, index, request, models, accelerator, step, epoch)
                 path = _attempted(make, request, accelerator.device)
@@ -259,31 +260,6 @@ def _attempted(make: Callable[[], Path], request: ImageRequest, device: torch.de
         gc.collect()
         torch.get_device_module(device).empty_cache()
     return None
-
-
-@contextmanager
-def _unchanged_randomness(device: torch.device) -> Iterator[None]:
-    """The streams of torch, of the CPU and of the device, go on afterwards as if nothing had been drawn."""
-    modules = [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
-    states = [module.get_rng_state() for module in modules]
-    try:
-        yield
-    finally:
-        for module, state in zip(modules, states):
-            module.set_rng_state(state)
-
-
-@contextmanager
-def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Every module in eval mode; each of its parts returns to the mode that it had."""
-    before = {part: part.training for module in modules for part in module.modules()}
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for part, was_training in before.items():
-            part.training = was_training
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from library.train.ema import MovingWeights
 from library.train.saving import Writer, snapshot
 from library.train.scheduler import Schedule
 from library.train.state import TrainState
+from library.train.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class Past:
     """Whether the run had come to its end."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the run depended on, see `library.train.continuity`."""
+    validation: Mapping[str, Any] | None = None
+    """The lowest validation loss so far."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Parts:
     schedule: Schedule
     scaler: GradScaler | None = None
     average: MovingWeights | None = None
+    validation: Validation | None = None
 
 
 def read_past(folder: str | Path) -> Past:
@@ -73,7 +77,9 @@ def read_past(folder: str | Path) -> Past:
                 f"{folder / WEIGHTS} and --initial_step {record.get('current_step', 'N')}"
             )
         position = TrainState(**{f.name: int(record["position"][f.name]) for f in fields(TrainState)})
-        return Past(folder, position, int(record["seed"]), bool(record["finished"]), record["facts"])
+        return Past(
+            folder, position, int(record["seed"]), bool(record["finished"]), record["facts"], record.get("validation")
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"--resume {folder}: {RECORD} cannot be used: {error}") from error
 
@@ -88,6 +94,7 @@ def state_writer(parts: Parts, position: TrainState, seed: int, facts: Mapping[s
         "seed": seed,
         "finished": finished,
         "facts": dict(facts),
+        "validation": None if parts.validation is None else parts.validation.state_dict(),
     }
     weights = snapshot(trained_tensors(parts.modules), None)
     average = None if parts.average is None else snapshot(parts.average.state(), None)
@@ -124,6 +131,8 @@ def restore(parts: Parts, past: Past, new_arguments: Collection[str] = ()) -> No
             _restore_schedule(parts.schedule, _inner(parts.optimizer), _unpickled(past.folder / SCHEDULE), rates)
         if parts.scaler is not None and (past.folder / SCALER).is_file():
             parts.scaler.load_state_dict(_unpickled(past.folder / SCALER))
+        if parts.validation is not None and past.validation is not None:
+            parts.validation.load_state_dict(past.validation)
         if parts.average is not None and (past.folder / AVERAGE).is_file():
             parts.average.load_state(load_file(past.folder / AVERAGE))
         elif parts.average is not None:

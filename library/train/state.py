@@ -64,6 +64,10 @@ class Trained(Protocol):
         """Called before each batch goes through the models; what is drawn depends on `seed` alone."""
         ...
 
+    def rest(self) -> None:
+        """Called before pictures are made: the multipliers of the last batch are for no image any more."""
+        ...
+
     def finish_update(self) -> None:
         """Called after each optimizer step."""
         ...

@@ -29,10 +29,23 @@ def step_loss(
     t: float | None = None,
 ) -> Tensor:
     """The loss of one batch on its own device, a scalar; `t` fixes the timestep of every row."""
-    process = arch.process
-    latents = latents_of(batch, arch, models, draws)
+    latents = latents_of(batch, arch, models, draws.noise)
     cond = condition_of(batch, arch, models, trained.trains_text_encoder)
-    noised = process.add_noise(latents, draws, t)
+    noised = arch.process.add_noise(latents, draws, t)
+    return image_losses(batch, arch, models, trained, latents, noised, cond).mean()
+
+
+def image_losses(
+    batch: Batch,
+    arch: Architecture,
+    models: Models,
+    trained: Trained,
+    latents: Tensor,
+    noised: Noised,
+    cond: Condition,
+) -> Tensor:
+    """[B] the loss of each image of a batch whose latents have been noised, weighted as in training."""
+    process = arch.process
 
     def ask(noised: Noised, cond: Condition) -> Tensor:
         return process.prediction(arch.predict(models.denoiser, noised.x, noised.t, cond), noised)
@@ -47,16 +60,18 @@ def step_loss(
     if batch.masks is not None:
         loss = masked(loss, batch.masks)
     loss = loss.mean(dim=(1, 2, 3)) * batch.loss_weights  # [B]
-    return process.weigh(loss, noised).mean()
+    return process.weigh(loss, noised)
 
 
-def latents_of(batch: Batch, arch: Architecture, models: Models, draws: Draws) -> Tensor:
-    """[B, C, h, w] as the denoiser takes them, from the cache or from the pixels."""
+def latents_of(
+    batch: Batch, arch: Architecture, models: Models, noise: torch.Generator | list[torch.Generator]
+) -> Tensor:
+    """[B, C, h, w] as the denoiser takes them, cached or encoded now, with one generator or one for each row."""
     if batch.latents is not None:
         return arch.scale_latents(batch.latents)
     assert batch.pixels is not None and models.vae is not None
     with torch.no_grad():
-        return arch.scale_latents(arch.encode_image(models.vae, batch.pixels, draws.noise))
+        return arch.scale_latents(arch.encode_image(models.vae, batch.pixels, noise))
 
 
 def condition_of(batch: Batch, arch: Architecture, models: Models, train_text_encoder: bool) -> Condition:

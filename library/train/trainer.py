@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from library.data.caching import refuse_changing_pictures
 from library.data.debug import described_batches
 from library.data.items import Batch
 from library.data.loader import make_loader
@@ -56,6 +57,7 @@ from library.train.saving import Writer, make_saver
 from library.train.scheduler import make_scheduler
 from library.train.state import Models, ParameterGroups, Plan, Trained, TrainState
 from library.train.step import step_loss, step_seed
+from library.train.validation import BEST, Validation
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +179,6 @@ class Trainer(ABC):
         self.optimizer: AcceleratedOptimizer = self.accelerator.prepare_optimizer(inner)
         self.optimizer.train()  # schedule-free ones start out of training
         self.scheduler = make_scheduler(self.settings[SchedulerFlags], self.optimizer, self.plan.steps)
-        self.stand_at_beginning()
         self.loader = make_loader(
             self.data,
             seed=self.seed,
@@ -189,6 +190,9 @@ class Trainer(ABC):
             accumulation=self.plan.accumulation,
             pin_memory=self.device.type == "cuda",
         )
+        judged = (self.settings, self.data.validation, self.arch, self.accelerator, self.seed)
+        self.validation = Validation(*judged, self.loader)
+        self.stand_at_beginning()
         page = ReportPage(page_path(self.settings[OutputFlags]), self.announce(groups))
         self.progress = Progress(self.plan, groups.names, self.accelerator, self.settings, self.state.step, page)
         main = self.accelerator.is_main_process
@@ -214,6 +218,9 @@ class Trainer(ABC):
         """All that can be known without weights: mistakes, the plan, and the memory it will take."""
         self.start()
         self.load_data()
+        self.state = first_position(self.settings, self.plan, self.past)
+        if self.settings[CacheFlags].cache_latents:
+            refuse_changing_pictures(self.data)
         device = self.device
         self.device = META
         self.models = models_without_weights(self.arch, self.dtype)
@@ -229,7 +236,9 @@ class Trainer(ABC):
         decay = self.settings[EmaFlags].ema_decay
         self.average = None if decay is None else MovingWeights(self.flat.values, decay)
         scaler = self.accelerator.scaler
-        self.parts = Parts(self.trained.modules(), self.optimizer, self.scheduler, scaler, self.average)
+        self.parts = Parts(
+            self.trained.modules(), self.optimizer, self.scheduler, scaler, self.average, self.validation
+        )
         self.facts = run_facts(self.settings, self.data, self.accelerator.num_processes, self.seed)
         self.state = first_position(self.settings, self.plan, self.past)
         go_on(self.parts, self.state, self.past, self.facts)
@@ -238,7 +247,7 @@ class Trainer(ABC):
         """Epochs of steps, from where the state stands to the end of the plan, or until the user ends it."""
         if self.previews.due_at_start and self.state.step == 0:
             self.preview(epoch=0)
-        while self.state.step < self.plan.steps:
+        while self.state.step < self.plan.steps and not self.validation.ends_run:
             self.state.enter_epoch()
             self.progress.start_epoch(self.state.epoch)
             self.trained.start_epoch()
@@ -259,7 +268,7 @@ class Trainer(ABC):
             if completes:
                 self.update()
                 self.after_update()
-            if state.step >= self.plan.steps or self.requests.last.ends_run:
+            if state.step >= self.plan.steps or self.requests.last.ends_run or self.validation.ends_run:
                 return
 
     def backward(self, batch: Batch) -> Tensor:
@@ -297,16 +306,21 @@ class Trainer(ABC):
         self.progress.finish_update(state.step, self.optimizer, self.trained.norms())
         if self.previews.due_at_step(state.step):
             self.preview(epoch=None)
+        if self.validation.due_at_step(state.step):
+            self.validate("step", state.epoch - 1)
         asked = self.requests.next()
         if self.saver.due_at_step(state.step, asked):
             self.saver.save_step(self.checkpoints(state.epoch - 1), state.step)
             if self.settings[OutputFlags].save_state or asked.ends_run:
                 self.saver.save_step_state(self.state_now(), state.step)
+        self.progress.log_saves(self.saver.handed_over, state.step)
 
     def after_epoch(self) -> None:
         """What the settings ask for after an epoch."""
         state = self.state
         self.progress.finish_epoch(state.epoch)
+        if self.validation.due_at_epoch(state.epoch):
+            self.validate("epoch", state.epoch)
         due = self.saver.due_at_epoch(state.epoch)
         if due:
             self.saver.save_epoch(self.checkpoints(state.epoch), state.epoch)
@@ -315,10 +329,20 @@ class Trainer(ABC):
         state.leave_epoch(self.plan.batches_per_epoch)
         if due and self.settings[OutputFlags].save_state:
             self.saver.save_epoch_state(self.state_now(), state.epoch)
+        self.progress.log_saves(self.saver.handed_over, state.step)
+
+    def validate(self, occasion: str, epoch: int) -> None:
+        """Judge the models as they are now by the held-out images, and keep them if they are the best so far."""
+        with self.progress.aside(), evaluating(self.optimizer):
+            improved = self.validation.measure(self.models, self.trained, self.state.step)
+        self.validation.report(self.progress, occasion, self.state.epoch)
+        if improved and self.accelerator.is_main_process:
+            self.saver.save_named(self.checkpoints(epoch), BEST)
 
     def preview(self, epoch: int | None) -> None:
         """Pictures of the models as they are now, named by `epoch`, or by the step."""
         step = self.state.step
+        self.trained.rest()
         with self.progress.aside(), evaluating(self.optimizer):
             files = self.previews.make(self.models, self.accelerator, step, epoch, trained=self.trained.modules())
         self.progress.log_previews(self.previews.described(files), step)
@@ -340,9 +364,11 @@ class Trainer(ABC):
         """The last file, and every thread joined."""
         output = self.settings[OutputFlags]
         if self.accelerator.is_main_process and not self.requests.last.ends_run:
-            self.saver.save_last(self.checkpoints(self.plan.epochs))
+            self.validation.say_why()
+            self.saver.save_last(self.checkpoints(self.state.epoch))
             if output.save_state or output.save_state_on_train_end:
                 self.saver.save_last_state(self.state_now(finished=True))
+        self.progress.log_saves(self.saver.handed_over, self.state.step)
         self.saver.close()
         self.interrupted = self.requests.last is Request.INTERRUPT
         self.progress.close()

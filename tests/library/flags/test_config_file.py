@@ -92,9 +92,9 @@ def test_a_key_cannot_be_shortened(refused: Refused, base: list[str], write: Cal
 def test_unavailable_flags_and_bounds_hold_in_the_file_too(
     refused: Refused, base: list[str], write: Callable[[str], str]
 ) -> None:
-    assert refused(*base, write("save_state = true\nsave_every_n_epochs = 0")) == [
+    assert refused(*base, write("deepspeed = true\nsave_every_n_epochs = 0")) == [
         "--save_every_n_epochs: must be at least 1, got 0",
-        "--save_state is not available yet: saving a run and continuing it",
+        "--deepspeed is not available yet: training with DeepSpeed",
     ]
 
 

@@ -20,10 +20,6 @@ Read = Callable[..., Settings]
 Refused = Callable[..., list[str]]
 
 UNAVAILABLE = """
-    save_state save_state_on_train_end resume resume_from_huggingface save_state_to_huggingface
-    save_last_n_epochs_state save_last_n_steps_state initial_epoch initial_step skip_until_initial_step
-    huggingface_repo_id huggingface_repo_type huggingface_path_in_repo huggingface_token huggingface_repo_visibility
-    async_upload validation_seed validation_split validate_every_n_steps validate_every_n_epochs max_validation_steps
     fp8_base fp8_base_unet cpu_offload_checkpointing torch_compile dynamo_backend deepspeed zero_stage
     offload_optimizer_device offload_optimizer_nvme_path offload_param_device offload_param_nvme_path zero3_init_flag
     zero3_save_16bit_model fp16_master_weights_and_gradients fused_backward_pass
@@ -120,7 +116,7 @@ def test_mistakes_of_every_kind_come_in_one_message(refused: Refused, base: list
         "--save_last_n_epochs=0",
         "--network_args",
         "conv_dim",
-        "--resume=x",
+        "--zero_stage=3",
         "--full_fp16",
     )
     assert len(mistakes) == 6
@@ -184,14 +180,13 @@ def test_exactly_these_flags_are_not_available_yet() -> None:
 
 
 def test_a_flag_that_is_not_available_is_refused(refused: Refused, base: list[str]) -> None:
-    assert refused(*base, "--validation_split=0.1", "--zero_stage=3") == [
-        "--validation_split is not available yet: validation during training",
+    assert refused(*base, "--zero_stage=3") == [
         "--zero_stage is not available yet: training with DeepSpeed",
     ]
 
 
 def test_a_flag_that_is_not_available_may_be_given_its_default(read: Read) -> None:
-    read("--zero_stage=2", "--dynamo_backend=inductor", "--validation_split=0")
+    read("--zero_stage=2", "--dynamo_backend=inductor")
 
 
 @pytest.mark.parametrize("name", ["lowram", "highvram", "ddp_static_graph", "ddp_gradient_as_bucket_view"])
