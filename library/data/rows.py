@@ -125,7 +125,7 @@ def _cached(item: ImageItem, dataset: ImageSet, subset: SubsetSettings) -> Cache
 def _add_latents(row: Row, item: ImageItem, subset: SubsetSettings, cached: CachedLatents) -> None:
     latents = cached.flipped if row.flipped else cached.latents
     assert latents is not None, f"{item.path} was cached without its mirror image"
-    row.latents = torch.as_tensor(latents)
+    row.latents = torch.as_tensor(latents).float()  # the same from memory and from disk, whatever the cache holds
     row.crop_ltrb = cached.crop_ltrb
     if subset.alpha_mask:  # a mask in the cache that nobody asks for is left alone
         assert cached.alpha_mask is not None, f"{item.path} was cached without its mask"

@@ -263,14 +263,20 @@ def test_a_cache_that_vanishes_during_training_is_named(training_set: Load, fold
         latents(data, 0)
 
 
-def test_latents_in_memory_keep_their_type(training_set: Load) -> None:
-    data = training_set()
-
+def test_latents_in_memory_keep_their_type_and_are_handed_out_as_those_on_disk(training_set: Load) -> None:
     def encode(pixels: Tensor, seeds: Sequence[int]) -> Tensor:
         return Encoder()(pixels, seeds).bfloat16()
 
-    cache_latents(data, encode, SD, vae_id="vae", batch_size=2, to_disk=False)
-    assert latents(data).dtype == torch.bfloat16
+    memory, disk = training_set(), training_set()
+    cache_latents(memory, encode, SD, vae_id="vae", batch_size=2, to_disk=False)
+    cache_latents(disk, encode, SD, vae_id="vae", batch_size=2, to_disk=True)
+    kept = memory.datasets[0].items[0].latents
+    assert kept is not None and kept.latents.dtype == torch.bfloat16
+    assert latents(memory).dtype == torch.float32 and torch.equal(latents(memory), latents(disk))
+    half = training_set()
+    fill(half, to_disk=False, dtype=torch.float16)
+    found = half.datasets[0].items[0].latents
+    assert found is not None and found.latents.dtype == torch.float16
 
 
 def test_the_count_of_cached_images_is_logged(training_set: Load, caplog: pytest.LogCaptureFixture) -> None:
