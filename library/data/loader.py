@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -186,5 +187,9 @@ class _Answers(Dataset["Batch | Failure"]):
 
 
 def _start_worker(number: int) -> None:
-    """The workers are the parallelism; OpenCV's own threads would only get in their way."""
+    """The workers are the parallelism; OpenCV's own threads would only get in their way.
+
+    Ctrl-C reaches every process of a terminal, and what becomes of the run is for the main process to say.
+    """
     cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -41,6 +41,8 @@ from library.train.caches import fill_latent_cache, vae_of_run
 from library.train.continuity import first_position, go_on, past_of, run_facts
 from library.train.dry_run import META, check_output_folder, models_without_weights, report_memory
 from library.train.ema import MovingWeights
+from library.train.ending import exit_code_of
+from library.train.exit_codes import ExitCode, from_data, marked
 from library.train.flat_parameters import FlatParameters
 from library.train.history import warnings_kept
 from library.train.images import images_of_run
@@ -61,9 +63,6 @@ from library.train.validation import BEST, Validation
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = 130
-"""Exit code of a run that a signal ended."""
-
 
 class Trainer(ABC):
     """One training run. Subclasses say what is trained and how it is written; the rest is the same for all."""
@@ -74,7 +73,7 @@ class Trainer(ABC):
         self.settings = settings
         self.state = TrainState()
         self.warnings: list[str] = []
-        self.interrupted = False
+        self.code = ExitCode.DONE
 
     @abstractmethod
     def build_trainable(self) -> Trained:
@@ -95,19 +94,11 @@ class Trainer(ABC):
     def run(self) -> int:
         """Train and return the exit code; a mistake of the user's is one line without a stack trace."""
         set_up_logging(self.settings[LoggingFlags])
-        try:
-            if self.settings[StrictFlags].dry_run:
-                self.dry_run()
-            elif self.settings[DatasetFlags].debug_dataset:
-                self.show_data()
-            else:
-                self.train()
-        except (ValueError, OSError) as error:
-            logger.error("%s", error, exc_info=logger.isEnabledFor(logging.DEBUG))
-            return 1
-        except KeyboardInterrupt:
-            return INTERRUPTED
-        return INTERRUPTED if self.interrupted else 0
+        if self.settings[StrictFlags].dry_run:
+            return exit_code_of(self.dry_run, self.settings)
+        if self.settings[DatasetFlags].debug_dataset:
+            return exit_code_of(self.show_data, self.settings)
+        return exit_code_of(self.train, self.settings) or self.code
 
     def train(self) -> None:
         """The whole run."""
@@ -136,7 +127,8 @@ class Trainer(ABC):
 
     def load_data(self) -> None:
         """Images, captions and the order they come in; with them the length of the run is known."""
-        self.data = images_of_run(self.settings, self.arch, seed=self.seed)
+        with marked(ExitCode.DATA):
+            self.data = images_of_run(self.settings, self.arch, seed=self.seed)
         steps = self.settings[StepFlags]
         self.plan = Plan.of(
             batches_per_epoch=math.ceil(self.data.num_batches / self.accelerator.num_processes),
@@ -259,7 +251,7 @@ class Trainer(ABC):
     def run_epoch(self) -> None:
         """One pass over this rank's batches, or what is left of the plan."""
         state = self.state
-        for batch in self.loader.epoch(state.epoch, state.epoch_start, state.batch):
+        for batch in from_data(self.loader.epoch(state.epoch, state.epoch_start, state.batch)):
             completes = self.plan.completes_update(state.batch)
             loss = self.backward(batch.to(self.device))
             state.micro_step += 1
@@ -308,6 +300,7 @@ class Trainer(ABC):
             self.preview(epoch=None)
         if self.validation.due_at_step(state.step):
             self.validate("step", state.epoch - 1)
+        self.saver.check()
         asked = self.requests.next()
         if self.saver.due_at_step(state.step, asked):
             self.saver.save_step(self.checkpoints(state.epoch - 1), state.step)
@@ -370,7 +363,8 @@ class Trainer(ABC):
                 self.saver.save_last_state(self.state_now(finished=True))
         self.progress.log_saves(self.saver.handed_over, self.state.step)
         self.saver.close()
-        self.interrupted = self.requests.last is Request.INTERRUPT
+        if self.requests.last is Request.INTERRUPT:
+            self.code = ExitCode.INTERRUPTED
         self.progress.close()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()

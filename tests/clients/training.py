@@ -17,9 +17,9 @@ class SmallTrainer(NetworkTrainer):
     architecture = StableDiffusion
 
 
-def small_settings(demo: DemoFolder, output: Path, *words: str) -> Settings:
-    """The settings of a command line; `words` come last and win."""
-    common = [
+def common_words(demo: DemoFolder, output: Path) -> list[str]:
+    """What every command line says."""
+    return [
         *("--pretrained_model_name_or_path", str(demo.checkpoint)),
         *("--tokenizer_cache_dir", str(demo.tokenizers)),
         *("--output_dir", str(output)),
@@ -30,6 +30,11 @@ def small_settings(demo: DemoFolder, output: Path, *words: str) -> Settings:
         *("--max_train_steps", "2"),
         *("--seed", "7"),
     ]
+
+
+def small_settings(demo: DemoFolder, output: Path, *words: str) -> Settings:
+    """The settings of a command line; `words` come last and win."""
+    common = common_words(demo, output)
     data = [] if "--dataset_config" in words or "--train_data_dir" in words else [str(demo.dataset)]
     return read_settings(TRAIN_NETWORK, "test", argv=[*common, *(["--dataset_config", *data] if data else []), *words])
 
