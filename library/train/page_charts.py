@@ -119,9 +119,9 @@ def value_range(lines: Sequence[Line]) -> tuple[float, float]:
     return low, high
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Three to seven round numbers from at most `low` to at least `high`."""
-    rough = (high - low) / 4
+def ticks(low: float, high: float, about: int = 4) -> list[float]:
+    """Round numbers from at most `low` to at least `high`, one less to three more than `about`."""
+    rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first = math.floor(low / step + 1e-9)
@@ -172,7 +172,7 @@ def _grid(values: Sequence[float], y: Scale) -> str:
 
 def _steps(x: Scale) -> str:
     """Numbers of steps below, whole ones inside the range."""
-    values = [value for value in ticks(x.low, x.high) if x.low <= value <= x.high and value == int(value)]
+    values = [value for value in ticks(x.low, x.high, 7) if x.low <= value <= x.high and value == int(value)]
     place = f'y="{HEIGHT - 8}"'
     return "".join(f'<text class="tick middle" x="{x(value)}" {place}>{value:,.0f}</text>' for value in values)
 

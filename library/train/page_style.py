@@ -63,7 +63,8 @@ figcaption{font-size:12px;color:var(--soft)}
 table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:2px 14px 2px 0;vertical-align:top;overflow-wrap:anywhere}
 th{color:var(--soft);font-weight:500}
-td:first-child{white-space:nowrap}
+td:first-child,.number{white-space:nowrap}
+th{white-space:nowrap}
 .marked td{font-weight:650}
 .columns{columns:3 380px;column-gap:28px}
 .columns>div{break-inside:avoid}

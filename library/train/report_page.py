@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 OLD_AFTER = 60.0
 """Seconds after which the page is rewritten even if nothing special has happened."""
+VALIDATION = "loss/validation/"
 LEAST_PAUSE = 2.0
 """Seconds between two versions, so that a run of short epochs does not do nothing else."""
 
@@ -159,7 +160,7 @@ def charts(history: History) -> str:
     shown = [
         ("Loss", [Line("loss", loss, band=True, faint=True), Line("smoothed", smoothed(loss))]),
         ("Learning rate", _lines(curves, "lr/")),
-        ("Validation loss", _lines(curves, "loss/validation/")),
+        *_validation(curves),
         ("Norms", _lines(curves, "norm/") + _lines(curves, "max_norm/")),
         ("Seconds per step", _lines(curves, "time/step", whole=True)),
         ("Memory, GB", _lines(curves, "memory/")),
@@ -198,7 +199,7 @@ def table_of(rows: Sequence[dict[str, Any]], most: int = 50) -> str:
     lines = []
     for row in rows[:most]:
         cells = (row.get(name) for name in names)
-        lines.append("".join(f"<td>{escape(cell_text(cell))}</td>" for cell in cells))
+        lines.append("".join(f"<td{_kind(cell)}>{escape(cell_text(cell))}</td>" for cell in cells))
     head = "".join(f"<th>{escape(str(name))}</th>" for name in names)
     more = f'<p class="note">{len(rows) - most} more lines in the log</p>' if len(rows) > most else ""
     chart = _bins_chart(rows)
@@ -270,6 +271,24 @@ def cell_text(value: Any) -> str:
     if value is None:
         return "not finite"
     return number(value) if isinstance(value, float) else str(value)
+
+
+def _validation(curves: dict[str, list[Point]]) -> list[tuple[str, list[Line]]]:
+    """Averages, each timestep, and the distance from the training loss are curves of different sizes."""
+    own = {name.removeprefix(VALIDATION): points for name, points in curves.items() if name.startswith(VALIDATION)}
+    timesteps = sorted((name for name in own if name[1:].isdecimal()), key=lambda name: int(name[1:]))
+    apart = [name for name in own if name.endswith("divergence")]
+    averages = [name for name in own if name not in timesteps and name not in apart]
+    parts = {
+        "Validation loss": averages,
+        "Validation loss by timestep": timesteps,
+        "Validation loss less training loss": apart,
+    }
+    return [(title, [Line(name, own[name]) for name in names[:COLOURS]]) for title, names in parts.items()]
+
+
+def _kind(value: Any) -> str:
+    return ' class="number"' if isinstance(value, int | float) else ""
 
 
 def _lines(curves: dict[str, list[Point]], start: str, whole: bool = False) -> list[Line]:

@@ -1,0 +1,85 @@
+"""Several processes train as one with a larger batch; the commands of docs/distributed.md work."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from demo_folder import DemoFolder
+from library.files.weights import open_weights
+from library.flags.settings import read_settings
+from library.flags.trainers import TRAIN_NETWORK
+from tests.clients.fixed_draws import FixedDraws
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER = [
+    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+    *("--num_cpu_threads_per_process", "1", "--main_process_port", "0"),
+]
+
+
+def words(demo: DemoFolder, folder: Path, batch_size: int) -> list[str]:
+    """Twelve images of one size, two to a step, trained by plain gradient descent."""
+    config = folder / f"batch{batch_size}.toml"
+    text = f"[[datasets]]\nresolution = 64\nbatch_size = {batch_size}\ncaption_extension = '.txt'\n"
+    config.write_text(f'{text}[[datasets.subsets]]\nimage_dir = "{demo.pictures.as_posix()}"\n', encoding="utf-8")
+    return [
+        *("--pretrained_model_name_or_path", str(demo.checkpoint), "--tokenizer_cache_dir", str(demo.tokenizers)),
+        *("--dataset_config", str(config), "--output_dir", str(folder / f"out{batch_size}"), "--output_name", "small"),
+        *("--network_module", "networks.lora", "--network_dim", "4", "--seed", "3", "--max_train_steps", "4"),
+        *("--optimizer_type", "torch.optim.SGD", "--learning_rate", "0.5", "--cache_latents"),
+    ]
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    with open_weights(path) as file:
+        return {key: file.read(key) for key in file.keys()}
+
+
+def norm(tensors: dict[str, torch.Tensor]) -> float:
+    return float(torch.cat([tensor.flatten() for tensor in tensors.values()]).norm())
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(small_sd: DemoFolder, tmp_path: Path) -> None:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [*LAUNCHER, str(ROOT / "tests/scripts/fixed_draws.py"), *words(small_sd, tmp_path, 1)]
+    two = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=300)
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert re.search(r"number of processes +2", two.stderr + two.stdout)
+    assert FixedDraws(read_settings(TRAIN_NETWORK, "test", argv=words(small_sd, tmp_path, 2))).run() == 0
+
+    first, second = tensors(tmp_path / "out1/rank0.safetensors"), tensors(tmp_path / "out1/rank1.safetensors")
+    alone = tensors(tmp_path / "out2/rank0.safetensors")
+    assert first.keys() == alone.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    ups = {key: value for key, value in alone.items() if "lora_up" in key}  # they start at zero
+    assert norm(ups) > 1e-3
+    assert norm({key: first[key] - ups[key] for key in ups}) < 1e-4 * norm(ups)
+
+
+def test_the_commands_of_the_page_name_flags_that_accelerate_has() -> None:
+    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    used = set(re.findall(r"accelerate launch ((?:[^\n\\]|\\\n)*?)train_network\.py", page))
+    assert len(used) >= 2
+    known = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--help"],
+        capture_output=True, encoding="utf-8", env=os.environ | {"PYTHONUTF8": "1"},
+    ).stdout  # fmt: skip
+    for command in used:
+        for flag in re.findall(r"--\w+", command):
+            assert flag in known, flag
+
+
+@pytest.mark.parametrize("flag", ["--deepspeed"])
+def test_deepspeed_is_refused(
+    flag: str, small_sd: DemoFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        read_settings(TRAIN_NETWORK, "test", argv=[*words(small_sd, tmp_path, 1), flag])
+    assert "--deepspeed is not available yet" in capsys.readouterr().err
