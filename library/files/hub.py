@@ -57,7 +57,8 @@ def download_folder(place: str, token: str | None = None) -> Path:
     name, _, folder = inside.partition("/")
     if not (owner and name and folder):
         raise ValueError(f"--resume {place}: --resume_from_huggingface expects owner/name/folder[:revision[:kind]]")
-    options: dict[str, Any] = {"repo_id": f"{owner}/{name}", "revision": revision or None, "repo_type": kind or None, "token": token}
+    options: dict[str, Any] = {"repo_id": f"{owner}/{name}", "token": token}
+    options |= {"revision": revision or None, "repo_type": kind or None}
     folder = folder.strip("/")
     try:
         files = [file for file in _api().list_repo_files(**options) if file.startswith(folder + "/")]
