@@ -40,8 +40,8 @@ MISTAKES = (
     ),
     Rule(
         "no dataset",
-        lambda dataset_config, train_data_dir, in_json, dataset_class: not any(
-            (dataset_config, train_data_dir, in_json, dataset_class)
+        lambda dataset_config, train_data_dir, in_json, dataset_class: (
+            not any((dataset_config, train_data_dir, in_json, dataset_class))
         ),
         "no images: give --dataset_config (a TOML file) or --train_data_dir (a folder of `<repeats>_<words>` folders)",
     ),
@@ -164,6 +164,11 @@ MISTAKES = (
         "--persistent_data_loader_workers needs --max_data_loader_n_workers=1 or more",
     ),
     Rule(
+        "nothing to resume from the hub",
+        lambda resume_from_huggingface, resume: resume_from_huggingface and not resume,
+        "--resume_from_huggingface needs --resume=owner/name/folder, where the state lies on the hub",
+    ),
+    Rule(
         "previews of nothing",
         lambda sample_every_n_steps, sample_every_n_epochs, sample_at_first, sample_prompts: bool(
             (sample_every_n_steps or sample_every_n_epochs or sample_at_first) and not sample_prompts
@@ -215,6 +220,20 @@ DOUBTS = (
         "last steps of none",
         lambda save_last_n_steps, save_every_n_steps: bool(save_last_n_steps and not save_every_n_steps),
         "--save_last_n_steps has no effect without --save_every_n_steps",
+    ),
+    Rule(
+        "last states of none",
+        lambda save_last_n_steps_state, save_last_n_epochs_state, save_state: bool(
+            (save_last_n_steps_state or save_last_n_epochs_state) and not save_state
+        ),
+        "--save_last_n_steps_state and --save_last_n_epochs_state have no effect without --save_state",
+    ),
+    Rule(
+        "uploads to nowhere",
+        lambda huggingface_repo_id, save_state_to_huggingface, async_upload: bool(
+            (save_state_to_huggingface or async_upload) and not huggingface_repo_id
+        ),
+        "--save_state_to_huggingface and --async_upload have no effect without --huggingface_repo_id",
     ),
 )
 

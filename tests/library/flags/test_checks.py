@@ -30,6 +30,7 @@ MISTAKES = {
     "TensorBoard without a folder": "--log_with=tensorboard",
     "wandb is not installed": "--log_with=wandb",
     "xformers is not installed": "--xformers",
+    "nothing to resume from the hub": "--resume_from_huggingface",
     "previews of nothing": "--sample_every_n_epochs=1",
     "persistent workers without workers": "--persistent_data_loader_workers --max_data_loader_n_workers=0",
 }
@@ -57,6 +58,8 @@ DOUBTS = {
     "random strength of no input noise": "--ip_noise_gamma_random_strength",
     "last epochs of none": "--save_last_n_epochs=2",
     "last steps of none": "--save_last_n_steps=2",
+    "last states of none": "--save_last_n_steps_state=2",
+    "uploads to nowhere": "--async_upload",
 }
 MISSING = {"no base model", "no network module", "no output folder", "no dataset"}  # test_settings
 MISSING |= {"folder without resolution", "conditioning images without images"}  # below

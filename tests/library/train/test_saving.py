@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,72 @@ def test_the_files_that_stay_are_the_recorded_ones(case: dict[str, Any], tmp_pat
     recorded = [name for name in case["left"] if name.endswith(".safetensors")]
     mended = MENDED.get((unit, every, keep))
     assert names(tmp_path) == sorted(recorded if mended is None else [f"{name}.safetensors" for name in mended])
+
+
+# The same for states, by what --save_last_n_*_state says.
+MENDED_STATES = {
+    ("step", 10, 30, None): [30, 40, 50],
+    ("step", 10, 10, 20): [40, 50],
+    ("step", 10, None, 10): [30],
+}
+
+
+def state_writer(path: Path) -> None:
+    path.mkdir()
+    (path / "train_state.json").write_text("{}", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case["save_last_n"] != 0], ids=lambda c: f"{c['unit']}-{c['save_last_n_state']}"
+)
+def test_the_states_that_stay_are_the_recorded_ones(case: dict[str, Any], tmp_path: Path) -> None:
+    unit, every, keep, keep_state = case["unit"], case["save_every"], case["save_last_n"], case["save_last_n_state"]
+    by_unit: dict[str, Any] = {f"save_every_n_{unit}s": every, f"save_last_n_{unit}s": keep}
+    by_unit[f"save_last_n_{unit}s_state"] = keep_state
+    flags = OutputFlags(output_dir=str(tmp_path), output_name=case["output_name"], **by_unit)
+    saver = Saver(flags, case["total"] if unit == "epoch" else 1, is_main_process=True)
+    for number in range(1, case["total"] + 1):
+        if unit == "step" and saver.due_at_step(number):
+            saver.save_step_state(state_writer, number)
+        if unit == "epoch" and saver.due_at_epoch(number):
+            saver.save_epoch_state(state_writer, number)
+    saver.save_last_state(state_writer)
+    saver.join()
+    recorded = [name for name in case["left"] if name.endswith("-state")]
+    mended = MENDED_STATES.get((unit, every, keep, keep_state))
+    if mended is not None:
+        stems = (case["output_name"] or "at", case["output_name"] or "last")
+        recorded = [*(f"{stems[0]}-step{step:08d}-state" for step in mended), f"{stems[1]}-state"]
+    assert names(tmp_path) == sorted(recorded)
+
+
+def test_the_moving_average_goes_with_its_network(tmp_path: Path) -> None:
+    flags = OutputFlags(output_dir=str(tmp_path), output_name="m", save_every_n_steps=1, save_last_n_steps=1)
+    saver = Saver(flags, 1, is_main_process=True)
+    for step in (1, 2):
+        saver.save_step({"": text_writer(), "-ema": text_writer()}, step)
+    saver.save_last({"": text_writer(), "-ema": text_writer()})
+    saver.join()
+    assert names(tmp_path) == [
+        "m-ema.safetensors",
+        "m-step00000002-ema.safetensors",
+        "m-step00000002.safetensors",
+        "m.safetensors",
+    ]
+
+
+def test_a_file_that_fails_its_check_is_raised_without_waiting_for_the_next_save(tmp_path: Path) -> None:
+    def refuse(path: Path) -> None:
+        raise ValueError(f"{path.name} holds an orphan")
+
+    flags = OutputFlags(output_dir=str(tmp_path), output_name="m", save_every_n_steps=1)
+    saver = Saver(flags, 1, is_main_process=True, check_file=refuse)
+    saver.check()
+    saver.save_step({"": text_writer()}, 1)
+    with pytest.raises(ValueError, match=r"m-step00000001\.safetensors holds an orphan"):
+        for _ in range(500):
+            saver.check()
+            time.sleep(0.01)
 
 
 def test_a_ratio_spreads_its_number_of_files_over_the_epochs(tmp_path: Path) -> None:
