@@ -19,6 +19,8 @@ from library.flags.run import PrecisionFlags, StepFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
 from library.train.accelerator import make_accelerator, wait_patiently, weight_dtype
+from library.train.ending import exit_code_of
+from library.train.exit_codes import ExitCode, marked
 from library.train.images import images_of_run
 from library.train.vae_on_demand import VaeOnDemand
 
@@ -34,18 +36,18 @@ Fill = Callable[[Settings, Architecture, TrainingSet, Accelerator], None]
 def run_cache_tool(settings: Settings, architecture: type[Architecture], fill: Fill) -> int:
     """Find the images that a training with these settings would find, `fill` their caches and return the exit code.
 
-    A mistake of the user's is one line without a stack trace, and code 1.
+    A mistake of the user's is said without a stack trace.
     """
-    try:
+
+    def run() -> None:
         accelerator = make_accelerator(settings)
         arch = architecture(settings)
-        data = images_of_run(settings, arch, seed=settings[StepFlags].seed or 0)
+        with marked(ExitCode.DATA):
+            data = images_of_run(settings, arch, seed=settings[StepFlags].seed or 0)
         fill(settings, arch, data, accelerator)
         accelerator.end_training()
-    except (ValueError, OSError) as error:
-        logger.error("%s", error, exc_info=logger.isEnabledFor(logging.DEBUG))
-        return 1
-    return 0
+
+    return exit_code_of(run, settings)
 
 
 def fill_all_latents(settings: Settings, arch: Architecture, data: TrainingSet, accelerator: Accelerator) -> None:
@@ -63,19 +65,20 @@ def fill_latent_cache(
     settings: Settings, arch: Architecture, data: TrainingSet, vae: VaeOnDemand, accelerator: Accelerator
 ) -> None:
     """Encode what no valid cache holds; a run whose caches are complete never loads the VAE for it."""
-    flags = settings[CacheFlags]
-    cache_latents(
-        data,
-        vae.encode,
-        arch.latents,
-        vae_id=arch.vae_id(),
-        batch_size=flags.vae_batch_size,
-        to_disk=flags.cache_latents_to_disk,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        skip_cache_check=flags.skip_cache_check,
-        dtype=cache_dtype(flags),
-    )
+    flags, vae_id = settings[CacheFlags], arch.vae_id()
+    with marked(ExitCode.DATA):
+        cache_latents(
+            data,
+            vae.encode,
+            arch.latents,
+            vae_id=vae_id,
+            batch_size=flags.vae_batch_size,
+            to_disk=flags.cache_latents_to_disk,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            skip_cache_check=flags.skip_cache_check,
+            dtype=cache_dtype(flags),
+        )
     wait_patiently("latent caches")
 
 
@@ -83,19 +86,21 @@ def fill_text_cache(settings: Settings, arch: Architecture, data: TrainingSet, a
     """Encode the captions that no valid cache holds; ValueError for a family that has no cache of text."""
     flags, text = settings[CacheFlags], settings[TextCacheFlags]
     encoders = EncodersOnDemand(arch, weight_dtype(settings[PrecisionFlags]), accelerator.device)
-    cache_text(
-        data,
-        encoders.encode,
-        arch.text,
-        encoder_id=arch.text_encoder_id(),
-        batch_size=text.text_encoder_batch_size or TEXT_BATCH,
-        to_disk=text.cache_text_encoder_outputs_to_disk,
-        variants=text.text_cache_variants,
-        dtype=cache_dtype(flags),
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        skip_cache_check=flags.skip_cache_check,
-    )
+    encoder_id = arch.text_encoder_id()
+    with marked(ExitCode.DATA):
+        cache_text(
+            data,
+            encoders.encode,
+            arch.text,
+            encoder_id=encoder_id,
+            batch_size=text.text_encoder_batch_size or TEXT_BATCH,
+            to_disk=text.cache_text_encoder_outputs_to_disk,
+            variants=text.text_cache_variants,
+            dtype=cache_dtype(flags),
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            skip_cache_check=flags.skip_cache_check,
+        )
     wait_patiently("text caches")
 
 
@@ -117,6 +122,7 @@ class EncodersOnDemand:
     def encode(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """The arrays of the family's text format, [B, ...] each."""
         if self._encoders is None:
-            self._encoders = self.arch.load_text_encoders(self.dtype, self.device)
+            with marked(ExitCode.FAILED):
+                self._encoders = self.arch.load_text_encoders(self.dtype, self.device)
         tokens = {name: ids.to(self.device) for name, ids in self.arch.tokenize(captions).items()}
         return self.arch.encode_text(self._encoders, tokens)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from library.data.dataset import TrainingSet
 from library.data.items import Batch
 from library.diffusion.process import Draws
-from library.flags.dataset import CacheFlags
+from library.flags.dataset import CacheFlags, DatasetFlags
 from library.flags.network import NetworkFlags
 from library.flags.optimizer import OptimizerFlags
 from library.flags.run import MemoryFlags, PrecisionFlags
@@ -191,13 +191,18 @@ def cures(settings: Settings) -> list[str]:
     """What to change so that a run needs less memory, what costs least first; without what is done already."""
     precision, memory, optimizer = settings[PrecisionFlags], settings[MemoryFlags], settings[OptimizerFlags]
     name = (optimizer.optimizer_type or "AdamW").lower()
+    cache, dataset = settings[CacheFlags], settings[DatasetFlags]
     options = [
-        (not settings[CacheFlags].cache_latents, "--cache_latents: the VAE leaves the device before training"),
+        (cache.cache_latents and cache.vae_batch_size > 1, "--vae_batch_size=1: while the caches are filled"),
+        (not cache.cache_latents, "--cache_latents: the VAE leaves the device before training"),
         (precision.mixed_precision == "no", "--mixed_precision=bf16 (fp16 on older GPUs): half the weights"),
         (not _has_fast_attention(settings), "--sdpa: attention that keeps no table of all pairs"),
         (not memory.gradient_checkpointing, "--gradient_checkpointing: about a third slower, much less for a step"),
         (name in ("adamw", "adam"), "--optimizer_type=AdamW8bit: a quarter of the optimizer's state"),
-        (True, "a smaller train_batch_size, with --gradient_accumulation_steps to make up for it"),
+        (
+            bool(dataset.dataset_config) or dataset.train_batch_size > 1,
+            "a smaller train_batch_size, with --gradient_accumulation_steps to make up for it",
+        ),
         (
             not settings[NetworkFlags].network_train_unet_only,
             "--network_train_unet_only: nothing is kept for the text encoder's gradient",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from library.models.architecture import Architecture
+from library.train.exit_codes import ExitCode, marked
 
 
 class VaeOnDemand:
@@ -22,7 +23,8 @@ class VaeOnDemand:
     def get(self) -> nn.Module:
         """The VAE on the device of the run."""
         if self._vae is None:
-            self._vae = self.arch.load_vae(self.dtype, self.device)
+            with marked(ExitCode.FAILED):  # it may be loaded while images are read
+                self._vae = self.arch.load_vae(self.dtype, self.device)
         return self._vae
 
     @torch.no_grad()

@@ -25,6 +25,7 @@ from library.flags.run import StrictFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
 from library.train.aside import in_eval_mode, unchanged_randomness
+from library.train.exit_codes import from_data
 from library.train.progress import Progress
 from library.train.state import Models, Trained
 from library.train.step import condition_of, image_losses, latents_of
@@ -163,6 +164,15 @@ class Validation:
             return False
         return self.judge(self.last)
 
+    def judge(self, found: Measurement) -> bool:
+        """Whether `found` is the lowest loss so far."""
+        self.last_step = found.step
+        if found.average < self.best_loss:  # never true of a loss that is not a number
+            self.best_loss, self.best_step, self.since_best = found.average, found.step, 0
+            return True
+        self.since_best += 1
+        return False
+
     def report(self, progress: Progress, occasion: str, epoch: int) -> None:
         """Log the last measurement; `occasion` is "step" or "epoch"."""
         assert self.last is not None
@@ -214,7 +224,7 @@ class Validation:
         paths: list[str] = []
         losses: list[Tensor] = []
         with torch.no_grad(), unchanged_randomness(device), in_eval_mode(modules):
-            for batch in self.loader.epoch(1, 0):
+            for batch in from_data(self.loader.epoch(1, 0)):
                 paths += batch.paths
                 losses.append(self._losses(batch.to(device), models, trained))
         trained.rest()
@@ -224,33 +234,6 @@ class Validation:
             images = gather_object(images)
         images.sort(key=lambda image: (-image.mean, image.path))
         return Measurement(step, self.timesteps, tuple(images))
-
-    def _measurement(self, models: Models, trained: Trained, step: int) -> Measurement:
-        """The losses of all ranks."""
-        device = self.accelerator.device
-        modules = [models.denoiser, *models.text_encoders, *trained.modules()]
-        paths: list[str] = []
-        losses: list[Tensor] = []
-        with torch.no_grad(), unchanged_randomness(device), in_eval_mode(modules):
-            for batch in self.loader.epoch(1, 0):
-                paths += batch.paths
-                losses.append(self._losses(batch.to(device), models, trained))
-        trained.rest()
-        columns = torch.cat(losses, dim=1).T.tolist() if losses else []  # waits for the device once
-        images = [ImageLoss(path, tuple(column)) for path, column in zip(paths, columns, strict=True)]
-        if self.accelerator.num_processes > 1:
-            images = gather_object(images)
-        images.sort(key=lambda image: (-image.mean, image.path))
-        return Measurement(step, self.timesteps, tuple(images))
-
-    def judge(self, found: Measurement) -> bool:
-        """Whether `found` is the lowest loss so far."""
-        self.last_step = found.step
-        if found.average < self.best_loss:  # never true of a loss that is not a number
-            self.best_loss, self.best_step, self.since_best = found.average, found.step, 0
-            return True
-        self.since_best += 1
-        return False
 
     def _losses(self, batch: Batch, models: Models, trained: Trained) -> Tensor:
         """[T, B] the loss of each image of a batch at each timestep."""

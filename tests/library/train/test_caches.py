@@ -130,6 +130,6 @@ def test_encoded_captions_are_those_of_a_step_without_a_cache(demo: DemoFolder) 
 
 def test_a_mistake_of_the_user_is_one_line(demo: DemoFolder, caplog: pytest.LogCaptureFixture) -> None:
     shutil.rmtree(demo.pictures)
-    assert run_cache_tool(settings_for(CACHE_LATENTS, demo), StableDiffusion, fill_all_latents) == 1
+    assert run_cache_tool(settings_for(CACHE_LATENTS, demo), StableDiffusion, fill_all_latents) == 3
     assert "Traceback" not in caplog.text
     assert [record.levelno for record in caplog.records if record.levelno >= logging.ERROR] == [logging.ERROR]
