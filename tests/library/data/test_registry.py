@@ -26,7 +26,7 @@ MENDED = {
     "toml type: int for float multiplier": "Data, int where a float is declared: a whole number is a number",
     "toml type: int validation_split": "Data, int where a float is declared",
     "toml type: face range ints": "Data, int where a float is declared",
-    "size from cache file name": "Data, image size cache: sizes come from the image, never from the name of another file",
+    "size from cache file name": "Data, image size cache: sizes come from the image, not from another file's name",
     "metadata wildcard": "Data, wildcards and an empty caption with tags: the tags are kept",
     "validation split 3 images 0.5": "Data, validation split: disjoint",
     "validation split 7 images 0.5": "Data, validation split: disjoint",

@@ -67,3 +67,32 @@ def test_a_dataset_file_gives_a_table_of_the_published_shape(config: DatasetConf
     assert set(first) == described
     assert (first["image_dir"], first["img_count"], first["keep_tokens"]) == ("3_cat", 2, 2)
     assert (second["is_reg"], second["class_tokens"]) == (True, "animal")
+
+
+def test_a_metadata_file_and_pairs_are_told_as_such(tmp_path: Path, image: Callable[..., Path]) -> None:
+    for folder in ("in", "a", "c"):
+        image(tmp_path / folder / "1.png", (80, 64))
+    (tmp_path / "m.json").write_text('{"1": {"caption": "a cat", "tags": "Red, small, red"}}', encoding="utf-8")
+    metadata = SubsetSettings(tmp_path / "in", metadata_file=tmp_path / "m.json", color_aug=True)
+    pairs = SubsetSettings(tmp_path / "a", class_tokens="cat, big", conditioning_data_dir=tmp_path / "c")
+    datasets = tuple(DatasetSettings((64, 64), (subset,)) for subset in (metadata, pairs))
+    entries = dataset_metadata(load_training_set(DatasetConfig(datasets, tmp_path / "data.toml")))
+    first, second = json.loads(entries["ss_datasets"])
+    assert (first["is_dreambooth"], second["is_dreambooth"]) == (False, False)
+    (subset,) = first["subsets"]
+    assert (subset["metadata_file"], subset["image_dir"], subset["color_aug"]) == ("m.json", "in", True)
+    assert "class_tokens" not in subset and "is_reg" not in subset
+    assert first["tag_frequency"] == {"m.json": {"red": 2, "small": 1}}
+    assert second["tag_frequency"] == {"a": {"cat": 1, "big": 1}}
+    assert [subset["image_dir"] for subset in second["subsets"]] == ["a"]
+    assert json.loads(entries["ss_dataset_dirs"])["m.json"] == {"n_repeats": 1, "img_count": 1}
+
+
+def test_images_that_are_held_out_are_not_counted(tmp_path: Path, image: Callable[..., Path]) -> None:
+    for number in range(4):
+        image(tmp_path / "p" / f"{number}.png", (64, 64))
+    subset = SubsetSettings(tmp_path / "p", class_tokens="cat")
+    data = load_training_set(DatasetConfig((DatasetSettings((64, 64), (subset,), validation_split=0.5),)))
+    entries = dataset_metadata(data)
+    assert entries["ss_num_train_images"] == "2"
+    assert json.loads(entries["ss_tag_frequency"]) == {"p": {"cat": 2}}
