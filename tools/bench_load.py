@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
 import sys
@@ -18,12 +17,10 @@ import torch
 
 from demo_pictures import words
 from demo_tokenizer import FOLDER, write_tokenizer
+from header_only import header
 from library.flags.model import ModelFlags
 from library.flags.settings import Settings
 from library.models.sd.architecture import StableDiffusion
-
-MANIFEST = Path(__file__).resolve().parents[1] / "tests" / "facts" / "checkpoints" / "sd15.json"
-FORMATS = {"float16": ("F16", 2), "float32": ("F32", 4)}
 
 
 def main(dtype: str) -> int:
@@ -65,19 +62,12 @@ def peak_memory() -> int:
 
 def write_random_checkpoint(path: Path, dtype: str) -> None:
     """Every tensor of the published file under its name, filled with the same random bytes again and again."""
-    name, width = FORMATS[dtype]
-    keys = json.loads(MANIFEST.read_text(encoding="utf-8"))["keys"]
-    header, end = {}, 0
-    for key, (shape, stored) in keys.items():
-        tag, bytes_each = ("I64", 8) if stored == "int64" else (name, width)
-        start, end = end, end + math.prod(shape) * bytes_each
-        header[key] = {"dtype": tag, "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
+    start, end = header("sd15", dtype)
     block = random.Random(0).randbytes(1 << 20)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for start in range(0, end, len(block)):
-            file.write(block[: end - start])
+        file.write(start)
+        for done in range(0, end, len(block)):
+            file.write(block[: end - done])
         file.flush()
         os.fsync(file.fileno())  # so that writing back does not run beside the measurement
 
