@@ -15,6 +15,9 @@ from PIL import Image
 import clean_captions_and_tags
 import merge_captions_to_metadata
 import merge_dd_tags_to_metadata
+from library.data.config import read_dataset_config
+from library.data.dataset import load_training_set
+from library.flags.dataset import CaptionFlags, DatasetFlags
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -162,6 +165,21 @@ def test_wrong_folders_and_files_give_one_line(
     if "--in_json" in words:
         assert clean_captions_and_tags.main([given[-1], str(paths["out"])]) == 1
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("keys", [[], ["--full_path"]])
+def test_the_trainer_reads_what_the_tools_write(folder: Path, tmp_path: Path, keys: list[str]) -> None:
+    out = tmp_path / "meta.json"
+    for main in (merge_captions_to_metadata.main, merge_dd_tags_to_metadata.main):
+        assert main([str(folder), str(out), *keys]) == 0
+    assert clean_captions_and_tags.main([str(out), str(out)]) == 0
+    flags = DatasetFlags(train_data_dir=str(folder), in_json=str(out), resolution=(64, 64))
+    config = read_dataset_config(flags, CaptionFlags(), bucket_multiple=64)
+    items = load_training_set(config).datasets[0].items
+    assert {item.path.name: item.caption for item in items} == {
+        "a.png": "a cat,cat, Käse",
+        "図.png": "a dog,dog, large ears",
+    }
 
 
 def test_the_scripts_run_from_anywhere(folder: Path, tmp_path: Path) -> None:

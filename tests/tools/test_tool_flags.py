@@ -1,10 +1,12 @@
-"""The tools for pictures and captions take the flags that they always took."""
+"""The tools for pictures and captions take the flags that they always took, and their page tells of them."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ TOOLS = {
     "clean_captions_and_tags": "finetune__clean_captions_and_tags",
     "prepare_buckets_latents": "finetune__prepare_buckets_latents",
 }
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs/dataset_tools.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^python tools/(\w+)\.py (.+)$", PAGE, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", TOOLS)
@@ -58,3 +63,25 @@ def test_help_says_what_every_flag_does(name: str) -> None:
     parser = parser_of(name)
     assert all(action.help for action in parser._actions)
     assert len(parser.format_help().splitlines()) > len(parser._actions)
+
+
+def test_every_tool_has_an_example() -> None:
+    assert sorted({name for name, _ in COMMANDS}) == sorted(TOOLS)
+
+
+@pytest.mark.parametrize(("name", "words"), COMMANDS, ids=lambda part: part.split()[0])
+def test_examples_are_taken(name: str, words: str) -> None:
+    assert parser_of(name).parse_args(shlex.split(words))
+
+
+def test_every_flag_that_the_page_names_exists() -> None:
+    named = set(re.findall(r"`--(\w+)", PAGE)) - {"help"}
+    known = {action.dest for name in TOOLS for action in parser_of(name)._actions}
+    assert named <= known, named - known
+
+
+def test_links_within_the_page_lead_to_headings() -> None:
+    headings = {
+        re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^## (.+)$", PAGE, re.M)
+    }
+    assert set(re.findall(r"\]\(#([\w-]+)\)", PAGE)) <= headings
