@@ -56,9 +56,11 @@ class Progress:
             self.history.replay(read_log(path, before=first_step))
         self._log_file = LogFile(path, first_step)
         self._reader = ScalarReader()
+        self._gradient = ScalarReader()
         self._waiting: deque[_Update] = deque()
         self._read: list[float] = []
         self._batches = 0
+        self._closed = False
         self._bar = tqdm(total=plan.steps, initial=first_step, desc="steps", smoothing=0, disable=not self.speaks)
 
     def start_epoch(self, epoch: int) -> None:
@@ -74,6 +76,10 @@ class Progress:
         """The loss of one batch, a scalar on its device."""
         self._batches += 1
         self._take(self._reader.exchange(loss))
+
+    def add_gradient(self, norm: Tensor) -> None:
+        """The norm of the gradient of the update that follows, before it is clipped, a scalar on its device."""
+        self._gradient.exchange(norm)
 
     def finish_update(self, step: int, optimizer: Optimizer, extra: Mapping[str, float] | None = None) -> None:
         """Optimizer step `step` is done; `extra` goes into the log beside its loss and its rates."""
@@ -137,12 +143,13 @@ class Progress:
             self.page.rewrite(self.history)
 
     def close(self) -> None:
-        """Log what has not been read yet, end the line and finish the page."""
+        """Log what has not been read yet, end the line and finish the page; a second call does nothing."""
         self._take(self._reader.last())
         self._bar.close()
         self._log_file.close()
-        if self.page is not None:
-            self.page.close(self.history)
+        page, self.page = self.page, None
+        if page is not None:
+            page.close(self.history)
 
     def _take(self, loss: float | None) -> None:
         """Count a loss that has been read; the last one of an update completes its entry in the log."""
@@ -157,6 +164,9 @@ class Progress:
         self._read.clear()
         self._bar.set_postfix(avr_loss=self.average.value, refresh=False)
         losses = {"loss/current": current, "loss/average": self.average.value}
+        norm = self._gradient.last()  # known as soon as the update is done, while the next step is on its way
+        if norm is not None:
+            losses["norm/gradient"] = norm
         self.log(losses | update.values, update.step, update.epoch)
 
 

@@ -84,6 +84,22 @@ def test_accumulated_batches_are_one_entry_with_their_mean() -> None:
     assert recorder.logged[-1] == (2, {"loss/epoch_average": 4.0})
 
 
+def test_the_norm_of_the_gradient_stands_beside_the_loss_of_its_step() -> None:
+    recorder, plan = Recorder(None), Plan.of(4, 2, 2, None)
+    shown, optimizer = progress(recorder, plan), sgd(0.5)
+    for step in (1, 2):
+        for _ in range(2):
+            shown.add_loss(torch.tensor(float(step)))
+        shown.add_gradient(torch.tensor(10.0 * step))
+        shown.finish_update(step, optimizer)
+    shown.close()
+    shown.close()
+    assert [(step, values["loss/current"], values["norm/gradient"]) for step, values in recorder.logged] == [
+        (1, 1.0, 10.0),
+        (2, 2.0, 20.0),
+    ]
+
+
 def test_the_line_shows_steps_and_the_average_loss(capsys: pytest.CaptureFixture[str]) -> None:
     recorder, plan = Recorder(None), Plan.of(2, 1, 2, None)
     run(progress(recorder, plan), plan, [0.5, 0.25], sgd(0.5))
