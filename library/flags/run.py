@@ -102,6 +102,9 @@ class DistributedFlags:
 class StrictFlags:
     """Checks"""
 
+    max_nonfinite_steps: int = flag(
+        3, "end the run after this many losses or gradients in a row that are not finite", at_least=1
+    )
     strict: bool = flag(False, "a flag that has no effect with the chosen model is an error, not a warning")
     dry_run: bool = flag(
         False, "check everything, say what the run would do and need, and stop before weights are read"

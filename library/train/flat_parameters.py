@@ -77,12 +77,13 @@ class FlatParameters:
     def clip_(self, max_norm: float) -> Tensor:
         """Scale all gradients so that their joint norm is at most `max_norm`; returns the norm before, on the device.
 
-        The same numbers as `torch.nn.utils.clip_grad_norm_`.
+        The same numbers as `torch.nn.utils.clip_grad_norm_`, but for gradients that are not finite: they all become
+        zero, so that one broken batch does not break the weights.
         """
         norm = self.norm()
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for grads in self.gradients:
-            grads.mul_(factor.to(grads.device, grads.dtype))
+            grads.mul_(factor.to(grads.device, grads.dtype)).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         return norm
 
     def norm(self) -> Tensor:

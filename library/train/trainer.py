@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
+from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
 
@@ -60,6 +61,7 @@ from library.train.scheduler import make_scheduler
 from library.train.state import Models, ParameterGroups, Plan, Trained, TrainState
 from library.train.step import step_loss, step_seed
 from library.train.validation import BEST, Validation
+from library.train.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +110,8 @@ class Trainer(ABC):
             self.load_models()
             self.trained = self.build_trainable()
             self.prepare()
-            with logging_redirect_tqdm(), self.requests.listening():  # log lines stand above the progress line
+            # Log lines stand above the progress line, which ends before the last words of a run that fails.
+            with logging_redirect_tqdm(), self.requests.listening(), closing(self.progress):
                 self.run_epochs()
                 self.finish()
 
@@ -185,6 +188,7 @@ class Trainer(ABC):
         judged = (self.settings, self.data.validation, self.arch, self.accelerator, self.seed)
         self.validation = Validation(*judged, self.loader)
         self.stand_at_beginning()
+        self.watch = Watch(self.settings, self.arch, self.models, groups, self.flat, self.optimizer)
         page = ReportPage(page_path(self.settings[OutputFlags]), self.announce(groups))
         self.progress = Progress(self.plan, groups.names, self.accelerator, self.settings, self.state.step, page)
         main = self.accelerator.is_main_process
@@ -253,7 +257,7 @@ class Trainer(ABC):
         state = self.state
         for batch in from_data(self.loader.epoch(state.epoch, state.epoch_start, state.batch)):
             completes = self.plan.completes_update(state.batch)
-            loss = self.backward(batch.to(self.device))
+            loss = self.backward(batch)
             state.micro_step += 1
             state.batch += 1
             self.progress.add_loss(loss)
@@ -270,8 +274,9 @@ class Trainer(ABC):
         draws = Draws.seeded(seed, self.device)
         self.trained.start_step(batch, seed)
         with self.accelerator.autocast():
-            loss = step_loss(batch, self.arch, self.models, self.trained, draws)
+            loss = step_loss(batch.to(self.device), self.arch, self.models, self.trained, draws)
         self.progress.add_batch(len(batch.captions), draws.drawn)
+        self.watch.add_batch(batch, draws.drawn, self.state.step + 1, loss)
         self.accelerator.backward(loss)  # divides by the accumulation steps
         return loss.detach()
 
@@ -282,7 +287,9 @@ class Trainer(ABC):
         if self.optimizer.scaler is not None:
             self.accelerator.unscale_gradients(self.optimizer)
         if max_norm:
-            self.flat.clip_(max_norm)
+            norm = self.flat.clip_(max_norm)
+            self.progress.add_gradient(norm)
+            self.watch.add_gradient(norm, is_scaled=self.optimizer.scaler is not None)
         self.optimizer.step()
         if not self.optimizer.step_was_skipped:  # by the loss scaler of fp16
             self.scheduler.step()
@@ -296,6 +303,7 @@ class Trainer(ABC):
         """What the settings ask for after an optimizer step."""
         state = self.state
         self.progress.finish_update(state.step, self.optimizer, self.trained.norms())
+        self.watch.finish_update(state.step)
         if self.previews.due_at_step(state.step):
             self.preview(epoch=None)
         if self.validation.due_at_step(state.step):
@@ -312,6 +320,7 @@ class Trainer(ABC):
         """What the settings ask for after an epoch."""
         state = self.state
         self.progress.finish_epoch(state.epoch)
+        self.watch.finish_epoch(self.progress.pace.memory())
         if self.validation.due_at_epoch(state.epoch):
             self.validate("epoch", state.epoch)
         due = self.saver.due_at_epoch(state.epoch)
@@ -342,6 +351,7 @@ class Trainer(ABC):
 
     def checkpoints(self, epoch: int) -> dict[str, Writer]:
         """What the files of this moment will hold, by what is put behind their name; their metadata says `epoch`."""
+        self.watch.refuse_broken_weights()
         with evaluating(self.optimizer):
             writers = {"": self.write_checkpoint(self.state.step, epoch)}
         if self.average is not None:

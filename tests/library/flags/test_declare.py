@@ -11,7 +11,16 @@ from library.flags.declare import declared_flags, flag, is_switch, meaning, take
 from library.flags.model import ModelFlags
 from library.flags.trainers import TRAIN_NETWORK
 
-OURS = {"ema_decay", "cache_dtype", "allow_uncaptioned", "skip_corrupt", "dry_run", "strict", "early_stop_patience"}
+OURS = {
+    "ema_decay",
+    "cache_dtype",
+    "allow_uncaptioned",
+    "skip_corrupt",
+    "dry_run",
+    "strict",
+    "early_stop_patience",
+    "max_nonfinite_steps",
+}
 MORE_CHOICES = {"max_token_length": [75]}
 """75 is what None means; graphical front ends write it down."""
 
