@@ -117,6 +117,9 @@ class Loader:
 
     def _from_processes(self, requests: list[BatchRequest]) -> Iterator[Batch]:
         self._requests.current = requests
+        # Here and not only in the workers: one that is forked hangs or crashes when it stops threads of OpenCV that
+        # only its parent has.
+        cv2.setNumThreads(1)
         if self._processes is None:
             self._processes = DataLoader(
                 _Answers(self.order.training_set),

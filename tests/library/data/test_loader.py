@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -130,3 +133,14 @@ def test_every_caption_draw_is_new_in_each_epoch(training_set: Load) -> None:
     one = loader(training_set(batch_size=1), 0)
     seen = Counter(batch.captions[0] for epoch in range(1, 5) for batch in one.epoch(epoch, 0))
     assert len(seen) > 18  # 36 shuffles of four tags each
+
+
+def test_workers_start_after_the_threads_of_opencv_have_run(tmp_path: Path, image: Callable[..., Path]) -> None:
+    # A forked worker that stops threads which only its parent has waits for ever.
+    for name in ("a.png", "b.png", "c.png"):
+        image(tmp_path / name, (64, 64))
+    root = Path(__file__).resolve().parents[3]
+    command = [sys.executable, str(Path(__file__).with_name("opencv_then_workers.py")), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "3\n3\n"), done.stderr
