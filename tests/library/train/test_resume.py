@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,10 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from demo_folder import DemoFolder
+from library.flags.settings import read_settings
+from library.flags.trainers import TRAIN_NETWORK
 from tests.clients.continuing import TinyRuns, equal, tensors
+from tests.clients.training import SmallTrainer, common_words
 from tests.scripts.test_train_network import command_line, launch
 
 CACHED = ("--cache_latents", "--network_train_unet_only")
@@ -50,6 +54,14 @@ def runs(small_sd: DemoFolder, tmp_path: Path) -> Iterator[TinyRuns]:
     fresh_accelerate()
     yield TinyRuns(small_sd, tmp_path)
     fresh_accelerate()
+
+
+@pytest.fixture(scope="module")
+def ended(small_sd: DemoFolder, tmp_path_factory: pytest.TempPathFactory) -> TinyRuns:
+    """A run `first` of two steps with a state at its end; do not write into it."""
+    runs = TinyRuns(small_sd, tmp_path_factory.mktemp("ended"))
+    runs.train("first", *CACHED, "--max_train_steps", "2", "--save_state_on_train_end")
+    return runs
 
 
 def fresh_accelerate() -> None:
@@ -109,11 +121,19 @@ def test_a_run_resumed_twice_is_made_longer_and_keeps_its_numbers(runs: TinyRuns
     assert [row["step"] for row in steps if "loss/current" in row] == [6, 7, 8, 9]
 
 
-def test_the_seed_of_a_run_without_one_is_kept_in_its_state(runs: TinyRuns) -> None:
-    words = (*CACHED, "--seed", "12", "--max_train_steps", "2", "--save_state_on_train_end")
-    runs.train("first", *words)
-    record = json.loads((Path(runs.state("first")) / "train_state.json").read_text(encoding="utf-8"))
-    assert record["seed"] == 12
+def test_the_seed_of_a_run_without_one_is_that_of_its_state(runs: TinyRuns) -> None:
+    def without_seed(name: str, *words: str) -> SmallTrainer:
+        common = common_words(runs.demo, runs.root / name)
+        at = common.index("--seed")
+        argv = [*common[:at], *common[at + 2 :], *runs.words(*CACHED, *words)]
+        trainer = SmallTrainer(read_settings(TRAIN_NETWORK, "test", argv=argv))
+        trainer.train()
+        return trainer
+
+    first = without_seed("first", "--save_state", "--save_every_n_steps", "1", "--max_train_steps", "2")
+    second = without_seed("second", "--resume", runs.state("first", "small-step00000001"))
+    assert first.seed == second.seed
+    assert equal(runs.weights("first"), runs.weights("second"))
 
 
 def test_a_state_holds_the_files_of_the_recorded_names(runs: TinyRuns) -> None:
@@ -155,20 +175,24 @@ def test_what_changed_between_two_runs_is_named(runs: TinyRuns, caplog) -> None:
     [
         (("--network_dim", "8"), r"network of another shape.*--network_dim"),
         (("--network_args", "conv_dim=2"), r"network of another shape.*--network_args"),
-        (("--optimizer_type", "Lion"), "cannot be continued with these settings: --optimizer_type was AdamW and is Lion"),
+        (
+            ("--optimizer_type", "Lion"),
+            "cannot be continued with these settings: --optimizer_type was AdamW and is Lion",
+        ),
         (("--network_args", "loraplus_lr_ratio=4"), "the saved optimizer has 1 groups"),
         (("--max_train_steps", "2"), r"begin after step 2, but it has 2 steps: raise --max_train_steps"),
         (("--resume", "nowhere-state"), "--resume nowhere-state: there is no such folder"),
     ],
 )
-def test_what_cannot_be_continued_is_an_error(runs: TinyRuns, words: tuple[str, ...], message: str) -> None:
-    runs.train("first", *CACHED, "--max_train_steps", "2", "--save_state_on_train_end")
+def test_what_cannot_be_continued_is_an_error(
+    runs: TinyRuns, ended: TinyRuns, words: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
-        runs.train("second", *CACHED, "--max_train_steps", "4", "--resume", runs.state("first"), *words)
+        runs.train("second", *CACHED, "--max_train_steps", "4", "--resume", ended.state("first"), *words)
 
 
-def test_a_half_copied_state_is_named(runs: TinyRuns) -> None:
-    runs.train("first", *CACHED, "--max_train_steps", "1", "--save_state_on_train_end")
+def test_a_half_copied_state_is_named(runs: TinyRuns, ended: TinyRuns) -> None:
+    shutil.copytree(ended.state("first"), runs.state("first"))
     file = Path(runs.state("first")) / "optimizer.bin"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"--resume .*small-state: optimizer\.bin is damaged"):
