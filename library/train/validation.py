@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import PurePath
@@ -45,13 +45,11 @@ class HeldOutOrder(BatchOrder):
 
     limit: int | None = None
 
-    def requests(self, epoch: int, first_step: int, start_batch: int = 0) -> list[BatchRequest]:
+    def upcoming(self, epoch: int, first_step: int, start_batch: int = 0) -> Iterator[BatchRequest]:
         """This rank's requests; they depend on none of the arguments."""
         planned = self.training_set.epoch_batches(self.seed, 1)[: self.limit]
-        return [
-            BatchRequest(one.dataset, one.items, one.draws, 1, self.total_steps, self.total_steps)
-            for one in planned[self.rank :: self.world_size]
-        ]
+        for one in planned[self.rank :: self.world_size]:
+            yield BatchRequest(one.dataset, one.items, one.draws, 1, self.total_steps, self.total_steps)
 
 
 @dataclass(frozen=True)
@@ -159,10 +157,28 @@ class Validation:
         A second call for one step, at the end of an epoch, finds nothing new.
         """
         if self.last is None or self.last.step != step:
-            self.last = self._measurement(models, trained, step)
+            self.last = self.measured(models, trained, step)
         if self.last_step == step:
             return False
         return self.judge(self.last)
+
+    def measured(self, models: Models, trained: Trained, step: int) -> Measurement:
+        """The losses of the models as they are, from all ranks, and nothing else."""
+        device = self.accelerator.device
+        modules = [models.denoiser, *models.text_encoders, *trained.modules()]
+        paths: list[str] = []
+        losses: list[Tensor] = []
+        with torch.no_grad(), unchanged_randomness(device), in_eval_mode(modules):
+            for batch in from_data(self.loader.epoch(1, 0)):
+                paths += batch.paths
+                losses.append(self._losses(batch.to(device), models, trained))
+        trained.rest()
+        columns = torch.cat(losses, dim=1).T.tolist() if losses else []  # waits for the device once
+        images = [ImageLoss(path, tuple(column)) for path, column in zip(paths, columns, strict=True)]
+        if self.accelerator.num_processes > 1:
+            images = gather_object(images)
+        images.sort(key=lambda image: (-image.mean, image.path))
+        return Measurement(step, self.timesteps, tuple(images))
 
     def judge(self, found: Measurement) -> bool:
         """Whether `found` is the lowest loss so far."""
@@ -216,24 +232,6 @@ class Validation:
         self.best_loss = math.inf if loss is None else float(loss)
         self.best_step, self.last_step = int(state["best_step"]), int(state["last_step"])
         self.since_best = int(state["since_best"])
-
-    def _measurement(self, models: Models, trained: Trained, step: int) -> Measurement:
-        """The losses of all ranks."""
-        device = self.accelerator.device
-        modules = [models.denoiser, *models.text_encoders, *trained.modules()]
-        paths: list[str] = []
-        losses: list[Tensor] = []
-        with torch.no_grad(), unchanged_randomness(device), in_eval_mode(modules):
-            for batch in from_data(self.loader.epoch(1, 0)):
-                paths += batch.paths
-                losses.append(self._losses(batch.to(device), models, trained))
-        trained.rest()
-        columns = torch.cat(losses, dim=1).T.tolist() if losses else []  # waits for the device once
-        images = [ImageLoss(path, tuple(column)) for path, column in zip(paths, columns, strict=True)]
-        if self.accelerator.num_processes > 1:
-            images = gather_object(images)
-        images.sort(key=lambda image: (-image.mean, image.path))
-        return Measurement(step, self.timesteps, tuple(images))
 
     def _losses(self, batch: Batch, models: Models, trained: Trained) -> Tensor:
         """[T, B] the loss of each image of a batch at each timestep."""

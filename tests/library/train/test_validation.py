@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +34,7 @@ from library.train.validation import (
 from tests.clients.continuing import TinyRuns, equal
 from tests.clients.training import SmallTrainer, small_settings
 
+ROOT = Path(__file__).resolve().parents[3]
 SPLIT = ("--validation_split", "0.3", "--max_train_epochs", "2", "--cache_latents")
 
 
@@ -117,9 +121,8 @@ def test_flags_without_held_out_images_are_named(caplog: pytest.LogCaptureFixtur
 
 def test_the_loss_is_that_of_single_images_computed_by_hand(validated: SmallTrainer) -> None:
     validation = validated.validation
-    validation.measure(validated.models, validated.trained, 99)
-    measured = validation.last
-    assert measured is not None and len(measured.images) == 3
+    measured = validation.measured(validated.models, validated.trained, 99)
+    assert len(measured.images) == 3
     order = validation.loader.order
     batches = [replace(request, items=(i,), draws=(0,)) for request in order.requests(1, 0) for i in request.items]
     expected = {}
@@ -154,9 +157,7 @@ def test_two_validations_of_the_same_weights_are_equal(validated: SmallTrainer) 
     found = []
     for step in (101, 102):
         torch.randn(5)  # what the training draws makes no difference
-        validation.measure(validated.models, validated.trained, step)
-        assert validation.last is not None
-        found.append(validation.last.images)
+        found.append(validation.measured(validated.models, validated.trained, step).images)
     assert found[0] == found[1]
 
 
@@ -164,7 +165,7 @@ def test_validation_leaves_modes_and_random_numbers_alone(validated: SmallTraine
     network = validated.trained.network
     network.train()
     before = torch.get_rng_state()
-    validated.validation.measure(validated.models, validated.trained, 103)
+    validated.validation.measured(validated.models, validated.trained, 103)
     assert network.training and torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in network.parameters())
 
@@ -210,14 +211,9 @@ def test_every_validation_is_in_the_log_with_its_timesteps_and_images(runs: Tiny
 def test_the_best_file_holds_the_weights_of_the_lowest_loss(runs: TinyRuns) -> None:
     class Chosen(SmallTrainer):
         def validate(self, occasion: str, epoch: int) -> None:
-            found = self.validation
-            found.measure(self.models, self.trained, -1)
-            assert found.last is not None
-            step = self.state.step
+            found, step = self.validation, self.state.step
             loss = {2: 0.5, 4: 0.3, 6: 0.4}.get(step, 0.9)
-            found.last_step = 0
-            found.best_loss = {2: math.inf, 4: 0.5}.get(step, 0.3)
-            found.last = replace(found.last, step=step, images=(ImageLoss("a", (loss,) * 4),))
+            found.last = Measurement(step, found.timesteps, (ImageLoss("a", (loss,) * 4),))
             super().validate(occasion, epoch)
 
     words = runs.words(*SPLIT, "--validate_every_n_steps", "2", "--save_every_n_steps", "2")
@@ -238,13 +234,12 @@ def test_early_stop_ends_with_the_last_file(runs: TinyRuns, caplog: pytest.LogCa
     assert "has not fallen for 2 validations (--early_stop_patience)" in caplog.text
 
 
-def test_a_run_that_goes_on_from_a_state_goes_on_with_the_best_loss(runs: TinyRuns) -> None:
-    words = (*SPLIT, "--validate_every_n_steps", "2", "--save_state")
-    whole = runs.train("whole", *words).validation
-    runs.train("half", *words, "--max_train_epochs", "1")
+def test_a_run_that_goes_on_from_a_state_goes_on_with_the_best_loss(runs: TinyRuns, validated: SmallTrainer) -> None:
+    words = (*SPLIT, "--validate_every_n_steps", "3")
+    runs.train("half", *words, "--max_train_epochs", "1", "--save_state_on_train_end")
     rest = runs.train("rest", *words, "--resume", runs.state("half")).validation
-    assert rest.state_dict() == whole.state_dict()
-    assert equal(runs.weights("whole"), runs.weights("rest"))
+    assert rest.state_dict() == validated.validation.state_dict()
+    assert equal(runs.weights("validated"), runs.weights("rest"))
 
 
 def test_only_the_first_batches_count_with_max_validation_steps(runs: TinyRuns) -> None:
@@ -253,6 +248,36 @@ def test_only_the_first_batches_count_with_max_validation_steps(runs: TinyRuns) 
     assert trainer.validation.last is not None
     sizes = [len(request.items) for request in trainer.validation.loader.order.requests(1, 0)]
     assert len(sizes) == 2 and len(trainer.validation.last.images) == sum(sizes)
+
+
+def test_two_ranks_find_what_one_finds(runs: TinyRuns) -> None:
+    # With a rate of next to nothing both runs judge the same weights.
+    words = runs.words(*SPLIT, "--learning_rate", "1e-20", "--max_train_epochs", "1", "--train_batch_size", "1")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["--num_cpu_threads_per_process", "1", str(ROOT / "train_network.py")]
+    common = ["--pretrained_model_name_or_path", str(runs.demo.checkpoint), "--network_module", "networks.lora"]
+    common += ["--tokenizer_cache_dir", str(runs.demo.tokenizers), "--output_name", "small", "--seed", "7"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*command, *common, "--network_dim", "4", "--output_dir", str(runs.root / "two"), *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs.train("one", *words[2:])
+    two, one = (
+        {line["image"]: line for row in logged(runs, name) if row.get("table") == "validation" for line in row["rows"]}
+        for name in ("two", "one")
+    )
+    assert two.keys() == one.keys() and len(one) == 3
+    for image, line in one.items():
+        assert {key: two[image][key] for key in line if key != "image"} == pytest.approx(
+            {key: value for key, value in line.items() if key != "image"}, rel=1e-5
+        )
 
 
 def test_the_multipliers_of_a_batch_end_with_it(validated: SmallTrainer) -> None:
