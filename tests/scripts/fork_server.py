@@ -24,12 +24,14 @@ def main() -> None:
     child = 0
     for line in sys.stdin:
         if line.strip() == "wait":
-            print(os.waitpid(child, 0)[1], flush=True)
+            sys.stdout.write(f"{os.waitpid(child, 0)[1]}\n")
+            sys.stdout.flush()
             continue
         child = os.fork()
         if child == 0:
             os._exit(run(json.loads(line)))
-        print(child, flush=True)
+        sys.stdout.write(f"{child}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
