@@ -29,6 +29,9 @@ OPENCV = {
 }
 PILLOW = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
 
+LEVELS = ((np.arange(256, dtype=np.float32) / 255 - np.float32(0.5)) / np.float32(0.5)).astype(np.float32)
+"""What each level of a channel becomes in a tensor."""
+
 JPEG = ("JPEG", "MPO")
 """Pillow's names of photographs; the second holds several, of which the first is read."""
 
@@ -139,10 +142,13 @@ def crop(image: np.ndarray, size: Size, random: Random | None = None) -> np.ndar
 
 def to_pixels(pictures: list[np.ndarray]) -> Tensor:
     """Pictures [H, W, 3] uint8 of one size -> [B, 3, H, W] float32 in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    pixels = torch.empty(stacked.shape, dtype=torch.float32)
-    pixels.copy_(stacked)
-    return pixels.div_(255).sub_(0.5).div_(0.5)
+    height, width, channels = pictures[0].shape
+    pixels = np.empty((len(pictures), channels, height, width), dtype=np.float32)
+    for picture, planes in zip(pictures, pixels, strict=True):
+        whole = np.ascontiguousarray(picture)  # a crop or a mirror image is a view
+        for channel in range(channels):
+            cv2.LUT(cv2.extractChannel(whole, channel), LEVELS, dst=planes[channel])
+    return torch.from_numpy(pixels)
 
 
 def _load(source: Path | bytes, mode: str) -> np.ndarray:

@@ -3,7 +3,8 @@
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
 
@@ -20,17 +21,33 @@ def run_tool(
     """
     arguments = parser.parse_args(words)
     level = logging.DEBUG if getattr(arguments, "debug", False) else logging.INFO
-    logging.basicConfig(level=level, format=FORMAT, stream=sys.stderr, force=True)
-    logging.getLogger("PIL").setLevel(logging.INFO)
+    with _log_on_console(level, ("library.", work.__module__)):
+        try:
+            work(arguments)
+        except OSError as error:
+            logger.error("%s", f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)
+            return 1
+        except ValueError as error:
+            logger.error("%s", error)
+            return 1
+        return 0
+
+
+@contextmanager
+def _log_on_console(level: int, ours: tuple[str, ...]) -> Iterator[None]:
+    """Messages of loggers whose names begin with `ours` go to the error stream, others only if they warn."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith(ours))
+    root = logging.getLogger()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(level)
     try:
-        work(arguments)
-    except OSError as error:
-        logger.error("%s", f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error)
-        return 1
-    except ValueError as error:
-        logger.error("%s", error)
-        return 1
-    return 0
+        yield
+    finally:
+        root.setLevel(before)
+        root.removeHandler(handler)
 
 
 def two_numbers(text: str) -> tuple[int, int]:

@@ -207,3 +207,12 @@ def test_the_first_frame_of_a_gif_with_another_name_is_read(tmp_path: Path) -> N
         frame.putpalette([255, 0, 0, 0, 0, 255])
     frames[0].save(tmp_path / "x.png", format="GIF", save_all=True, append_images=frames[1:])
     assert load_rgb(tmp_path / "x.png")[0, 0].tolist() == [255, 0, 0]
+
+
+def test_every_level_and_every_view_becomes_the_number_of_the_formula() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    pictures = [picture[3:33, 5:45], picture[3:33, 5:45][:, ::-1], picture[:30, 10:]]
+    expected = (torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    pixels = to_pixels(pictures)
+    assert pixels.dtype == torch.float32 and pixels.is_contiguous() and torch.equal(pixels, expected)
+    assert to_pixels([np.arange(256, dtype=np.uint8).reshape(16, 16, 1)]).unique().numel() == 256
