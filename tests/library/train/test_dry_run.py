@@ -139,7 +139,7 @@ def test_the_memory_foretold_for_a_step_is_what_it_takes(
 
     config = tmp_path / "dataset.toml"
     folder = small_sd.pictures.as_posix()
-    config.write_text(f'[[datasets]]\nresolution = 128\n[[datasets.subsets]]\nimage_dir = "{folder}"', encoding="utf-8")
+    config.write_text(f'[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = "{folder}"', encoding="utf-8")
     options = ["--dataset_config", str(config), "--cache_latents", "--sdpa", "--caption_extension", ".txt", *words]
     Measured(small_settings(small_sd, tmp_path / "out", *options)).train()
     caplog.set_level(logging.INFO)
