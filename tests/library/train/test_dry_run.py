@@ -147,4 +147,4 @@ def test_the_memory_foretold_for_a_step_is_what_it_takes(
     dry_run(small_sd, tmp_path / "out", *options)
     (line,) = [line for line in said(caplog).splitlines() if line.strip().startswith("one step")]
     foretold = float(line.split()[2]) * 1e6 / 1.1
-    assert foretold == pytest.approx(max(peaks), rel=0.01)
+    assert foretold == pytest.approx(max(peaks), rel=0.01, abs=50_000)  # the table shows tenths of a MB
