@@ -28,7 +28,7 @@ class ExitCode(IntEnum):
     FAILED = 1
     """Files, the device, the network, or a mistake of the program's."""
     SETTINGS = 2
-    """The settings by themselves; nothing was read."""
+    """The settings, by themselves or on this machine; nothing was loaded."""
     DATA = 3
     """Dataset file, images, captions or caches."""
     MEMORY = 4

@@ -117,16 +117,17 @@ class Trainer(ABC):
 
     def start(self) -> None:
         """Processes, the seed, the family, and every check that needs no model."""
-        self.accelerator = make_accelerator(self.settings)
-        self.device = self.accelerator.device
-        self.past = past_of(self.settings)
-        given = self.settings[StepFlags].seed
-        self.seed = agreed_seed(self.past.seed if self.past is not None and given is None else given)
-        set_seed(self.seed)
-        self.dtype = weight_dtype(self.settings[PrecisionFlags])
-        self.arch = self.architecture(self.settings)
-        report_unused_flags(self.settings, self.arch)
-        self.previews = Previews(self.settings[PreviewFlags], self.settings[OutputFlags], self.arch)
+        with marked(ExitCode.SETTINGS):
+            self.accelerator = make_accelerator(self.settings)
+            self.device = self.accelerator.device
+            self.past = past_of(self.settings)
+            given = self.settings[StepFlags].seed
+            self.seed = agreed_seed(self.past.seed if self.past is not None and given is None else given)
+            set_seed(self.seed)
+            self.dtype = weight_dtype(self.settings[PrecisionFlags])
+            self.arch = self.architecture(self.settings)
+            report_unused_flags(self.settings, self.arch)
+            self.previews = Previews(self.settings[PreviewFlags], self.settings[OutputFlags], self.arch)
 
     def load_data(self) -> None:
         """Images, captions and the order they come in; with them the length of the run is known."""

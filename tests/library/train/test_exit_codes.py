@@ -138,6 +138,14 @@ def test_a_step_without_memory_ends_the_run_with_4(
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+def test_settings_that_this_machine_cannot_follow_end_the_run_with_2(
+    small_sd: DemoFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert SmallTrainer(small_settings(small_sd, tmp_path, "--mixed_precision", "fp16")).run() == 2
+    assert "--mixed_precision fp16 needs a GPU" in last_line(capsys)
+
+
 def test_an_image_that_breaks_during_the_run_is_a_mistake_in_the_data(
     small_sd: DemoFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
