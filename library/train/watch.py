@@ -183,17 +183,20 @@ class Watch:
 
     def _tensor_norms(self) -> list[list[float]]:
         """The norm of every tensor of every group."""
-        return [
-            torch.stack([norm.float() for norm in torch._foreach_norm([p.detach() for p in group["params"]])]).tolist()
-            for group in self.groups.groups
-        ]
+        found = []
+        for group in self.groups.groups:
+            norms = (
+                torch._foreach_norm([parameter.detach() for parameter in group["params"]]) if group["params"] else ()
+            )
+            found.append(torch.stack([norm.float() for norm in norms]).tolist() if norms else [])  # one wait a group
+        return found
 
     def _look_for_movement(self, step: int) -> None:
         """Weights that begin at zero, or if there are none all weights, must have left where they began."""
         for number, (before, after) in enumerate(zip(self.start_norms, self._tensor_norms(), strict=True)):
             zeros = [i for i, norm in enumerate(before) if norm == 0]
             judged = zeros or range(len(before))
-            if any(after[i] != before[i] for i in judged):
+            if not before or any(after[i] != before[i] for i in judged):
                 continue
             rate = self._group_rate(number)
             why = (
