@@ -123,6 +123,6 @@ class CacheFlags:
     skip_cache_check: bool = flag(False, "trust cache files that are there without opening them")
     cache_dtype: str | None = flag(
         None,
-        "number format of what is cached; unless given, latents are float32 on disk and as the VAE gives them in memory",
+        "number format of what is cached; unless given, float32 on disk and as the VAE gives it in memory",
         choices=(None, "float32", "float16", "bfloat16"),
     )

@@ -17,7 +17,7 @@ def test_lycoris_trains_four_steps_and_its_file_is_written(small_sd, tmp_path, a
         *arguments,
     )  # fmt: skip
     assert trainer.state.step == 4
-    files = sorted(path.name for path in tmp_path.iterdir())
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert files == ["small-step00000002.safetensors", "small-step00000004.safetensors", "small.safetensors"]
     with open_weights(tmp_path / files[0]) as early, open_weights(tmp_path / files[2]) as last:
         key = next(key for key in last.keys() if key.startswith("lora_unet_") and key.endswith(part))

@@ -17,7 +17,7 @@ from library.files.formats import LatentFormat
 
 FORMAT = LatentFormat(channels=3, stride=8, suffix="_slow.npz", sizes_in_keys=True)
 """Both sizes of an image lie in one file, which is written twice."""
-SECONDS_PER_IMAGE = 0.01
+SECONDS_PER_IMAGE = 0.03
 
 
 def data_of(folder: Path) -> TrainingSet:
