@@ -48,6 +48,10 @@ WHOLE: dict[tuple[str, str], tuple[int, str]] = {
     ("dataset/schema", "keys"): (38, "data.test_config.test_every_published_key_is_known_at_its_levels_*"),
     ("prompts/prompt_chunks", "training"): (66, "models.text.test_tokens.test_training_captions_are_cut_as_recorded"),
     ("prompts/prompt_chunks", "gen_img"): (60, "models.text.test_tokens.test_prompts_of_pictures_get_as_many_rows_*"),
+    ("prompts/dynamic_prompts", "cases"): (
+        60,
+        "generation.test_dynamic_prompts.test_every_recorded_prompt_stands_for_*",
+    ),
     ("prompts/prompt_weights", "cases"): (52, "models.text.test_prompt_weights.test_every_recorded_prompt_is_read_*"),
 }
 """Section -> its rows, and the test that goes through all of them in a loop."""
