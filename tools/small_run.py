@@ -92,7 +92,7 @@ class SmallRun(NetworkTrainer):
         with (
             patch.object(trainer, "step_loss", timed(step_loss)),
             patch.object(self.accelerator, "backward", timed(self.accelerator.backward)),
-            patch.object(self.optimizer, "step", timed(self.optimizer.step)),
+            patch.object(self.updates.optimizer, "step", timed(self.updates.optimizer.step)),
         ):
             self.step(next(batches))
         whole = time.process_time() - started

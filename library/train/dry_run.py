@@ -9,20 +9,25 @@ from pathlib import Path
 
 import torch
 
+from library.data.caching import refuse_changing_pictures
+from library.data.dataset import TrainingSet
+from library.flags.dataset import CacheFlags
 from library.flags.output import OutputFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
-from library.train.memory_estimate import Estimate, cures, device_memory
+from library.train.memory_estimate import cures, device_memory, estimate_memory
 from library.train.run_sheet import gigabytes
-from library.train.state import Models
+from library.train.state import Models, ParameterGroups, Trained
 
 logger = logging.getLogger(__name__)
 
 META = torch.device("meta")
 
 
-def models_without_weights(arch: Architecture, dtype: torch.dtype) -> Models:
-    """The models by the headers of their files; ValueError for whatever these tell is wrong."""
+def models_without_weights(settings: Settings, arch: Architecture, data: TrainingSet, dtype: torch.dtype) -> Models:
+    """The models by the headers of their files; ValueError for whatever these tell is wrong, or for unfit images."""
+    if settings[CacheFlags].cache_latents:
+        refuse_changing_pictures(data)
     encoders = arch.load_text_encoders(dtype, META)
     denoiser = arch.load_denoiser(dtype, META)
     vae = arch.load_vae(dtype, META)
@@ -51,8 +56,17 @@ def check_output_folder(flags: OutputFlags) -> None:
         raise ValueError(f"--output_dir {folder} cannot be written to: {error}") from error
 
 
-def report_memory(estimate: Estimate, settings: Settings, device: torch.device) -> None:
+def report_memory(
+    settings: Settings,
+    arch: Architecture,
+    models: Models,
+    trained: Trained,
+    groups: ParameterGroups,
+    data: TrainingSet,
+    device: torch.device,
+) -> None:
     """Log what the run will hold on `device`, and what to change if it does not fit."""
+    estimate = estimate_memory(settings, arch, models, trained, groups, data, on_gpu=device.type == "cuda")
     logger.info("%s", estimate.table().text())
     there, what = device_memory(device)
     if estimate.total <= there:

@@ -1,17 +1,21 @@
-"""Which images a run works on: its settings -> the training set."""
+"""Which images a run works on, and in which batches they come: its settings -> the training set and its loader."""
 
 from __future__ import annotations
 
 import logging
 
+from accelerate import Accelerator
+
 from library.data.config import DatasetConfig, read_dataset_config
 from library.data.custom import custom_training_set
 from library.data.dataset import TrainingSet, load_training_set
+from library.data.loader import Loader, make_loader
 from library.flags.dataset import CaptionFlags, DatasetFlags
 from library.flags.monitor import ValidationFlags
 from library.flags.objective import LossFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
+from library.train.state import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +43,22 @@ def images_of_run(settings: Settings, arch: Architecture, *, seed: int, control:
         prior_loss_weight=loss.prior_loss_weight,
         allow_uncaptioned=flags.allow_uncaptioned,
         skip_corrupt=flags.skip_corrupt,
+    )
+
+
+def loader_of_run(settings: Settings, data: TrainingSet, plan: Plan, accelerator: Accelerator, seed: int) -> Loader:
+    """The batches of this rank, made by the workers that the settings ask for."""
+    flags = settings[DatasetFlags]
+    return make_loader(
+        data,
+        seed=seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        workers=flags.max_data_loader_n_workers,
+        persistent=flags.persistent_data_loader_workers,
+        total_steps=plan.steps,
+        accumulation=plan.accumulation,
+        pin_memory=accelerator.device.type == "cuda",
     )
 
 

@@ -25,6 +25,7 @@ from library.flags.settings import Settings
 from library.models.architecture import Architecture
 from library.train.optimizer import choose_optimizer, optimizer_description
 from library.train.scheduler import schedule_flags
+from library.train.state import Plan
 
 MINIMUM = (
     "ss_v2",
@@ -121,6 +122,11 @@ class RunFacts:
     session_id: int = field(default_factory=lambda: random.SystemRandom().randrange(2**32))
     started_at: float = field(default_factory=time.time)
     """Unix time."""
+
+    @staticmethod
+    def of(plan: Plan, num_processes: int, seed: int) -> RunFacts:
+        """Those of a run that begins now."""
+        return RunFacts(seed, plan.batches_per_epoch, plan.epochs, plan.steps, num_processes)
 
 
 def training_metadata(

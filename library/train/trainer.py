@@ -10,57 +10,44 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from library.data.caching import refuse_changing_pictures
 from library.data.debug import described_batches
 from library.data.items import Batch
-from library.data.loader import make_loader
 from library.data.summary import dataset_metadata
 from library.diffusion.process import Draws
 from library.flags.console import set_up_logging
-from library.flags.dataset import CacheFlags, DatasetFlags
+from library.flags.dataset import DatasetFlags
 from library.flags.model import ModelFlags
 from library.flags.monitor import PreviewFlags
-from library.flags.optimizer import OptimizerFlags, SchedulerFlags
-from library.flags.output import EmaFlags, LoggingFlags, OutputFlags
+from library.flags.output import LoggingFlags, OutputFlags
 from library.flags.run import MemoryFlags, PrecisionFlags, StepFlags, StrictFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
-from library.train.accelerator import (
-    agreed_seed,
-    from_first_rank,
-    make_accelerator,
-    mean_of_ranks,
-    start_trackers,
-    weight_dtype,
-)
-from library.train.caches import fill_latent_cache, vae_of_run
+from library.train.accelerator import agreed_seed, make_accelerator, start_trackers, weight_dtype
 from library.train.continuity import first_position, go_on, past_of, run_facts
 from library.train.dry_run import META, check_output_folder, models_without_weights, report_memory
-from library.train.ema import MovingWeights
 from library.train.ending import exit_code_of
 from library.train.exit_codes import ExitCode, from_data, marked
-from library.train.flat_parameters import FlatParameters
+from library.train.frozen_models import frozen_models
 from library.train.history import warnings_kept
-from library.train.images import images_of_run
+from library.train.images import images_of_run, loader_of_run
 from library.train.interruption import Request, Requests
-from library.train.memory_estimate import estimate_memory
+from library.train.keeping import Keeping
 from library.train.metadata import RunFacts, start_hashing, training_metadata
-from library.train.optimizer import evaluating, is_elementwise, make_optimizer
+from library.train.optimizer import evaluating
 from library.train.preview import Previews
 from library.train.progress import Progress
 from library.train.report import announce, report_unused_flags
 from library.train.report_page import PageFacts, ReportPage, page_path
 from library.train.resume import Parts, state_writer
 from library.train.saving import Writer, make_saver
-from library.train.scheduler import make_scheduler
-from library.train.state import Models, ParameterGroups, Plan, Trained, TrainState
+from library.train.state import ParameterGroups, Plan, Trained, TrainState
 from library.train.step import step_loss, step_seed
-from library.train.validation import BEST, Validation
+from library.train.updates import Updates
+from library.train.validation import Validation
 from library.train.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -149,61 +136,38 @@ class Trainer(ABC):
             logger.info("%s", lines)
 
     def load_models(self) -> None:
-        """The frozen models; the VAE is dropped once nothing needs it any more."""
+        """The caches, and the frozen models."""
         self.hashes = start_hashing(self.settings[ModelFlags]) if self.accelerator.is_main_process else {}
-        vae = vae_of_run(self.settings, self.arch, self.device)
-        if self.settings[CacheFlags].cache_latents:
-            fill_latent_cache(self.settings, self.arch, self.data, vae, self.accelerator)
-        encoders = self.arch.load_text_encoders(self.dtype, self.device)
-        denoiser = self.arch.load_denoiser(self.dtype, self.device)
-        self.models = Models(encoders, denoiser)
-        if not self.data.latents_cached:
-            self.models.vae = vae.get()
-        elif self.previews.wanted:
-            self.models.vae = vae.get().to("cpu")  # previews bring it back for each picture
+        parts = (self.settings, self.arch, self.data, self.accelerator, self.dtype)
+        self.models = frozen_models(*parts, keep_vae=self.previews.wanted)
 
     def prepare(self) -> None:
-        """Optimizer, schedule, loader, log and the metadata of the files to come."""
+        """Everything around the step: updates, loader, log, files to come; then stand where the run begins."""
         if self.settings[MemoryFlags].gradient_checkpointing:
             trained_encoders = self.models.text_encoders if self.trained.trains_text_encoder else []
             self.arch.enable_gradient_checkpointing(self.models.denoiser, trained_encoders)
         groups = self.parameter_groups()
-        optimizer = self.settings[OptimizerFlags]
-        self.flat = FlatParameters(groups.groups)
-        self.flat.broadcast(from_first_rank)
-        inner = make_optimizer(optimizer, self.flat.optimizer_groups(is_elementwise(optimizer)))
-        self.optimizer: AcceleratedOptimizer = self.accelerator.prepare_optimizer(inner)
-        self.optimizer.train()  # schedule-free ones start out of training
-        self.scheduler = make_scheduler(self.settings[SchedulerFlags], self.optimizer, self.plan.steps)
-        self.loader = make_loader(
-            self.data,
-            seed=self.seed,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            workers=self.settings[DatasetFlags].max_data_loader_n_workers,
-            persistent=self.settings[DatasetFlags].persistent_data_loader_workers,
-            total_steps=self.plan.steps,
-            accumulation=self.plan.accumulation,
-            pin_memory=self.device.type == "cuda",
-        )
+        self.updates = Updates(self.settings, groups, self.accelerator, self.plan)
+        self.loader = loader_of_run(self.settings, self.data, self.plan, self.accelerator, self.seed)
         judged = (self.settings, self.data.validation, self.arch, self.accelerator, self.seed)
         self.validation = Validation(*judged, self.loader)
         self.stand_at_beginning()
-        self.watch = Watch(self.settings, self.arch, self.models, groups, self.flat, self.optimizer)
+        seen = (groups, self.updates.flat, self.updates.optimizer)
+        self.watch = Watch(self.settings, self.arch, self.models, *seen)
         page = ReportPage(page_path(self.settings[OutputFlags]), self.announce(groups))
         self.progress = Progress(self.plan, groups.names, self.accelerator, self.settings, self.state.step, page)
-        main = self.accelerator.is_main_process
-        self.saver = make_saver(self.settings, self.plan.epochs, main, self.check_file)
-        self.requests = Requests(self.saver.directory, main, self.device)
-        facts = RunFacts(
-            seed=self.seed,
-            num_batches_per_epoch=self.plan.batches_per_epoch,
-            num_epochs=self.plan.epochs,
-            max_train_steps=self.plan.steps,
-            num_processes=self.accelerator.num_processes,
-        )
-        self.metadata = training_metadata(self.settings, self.arch, dataset_metadata(self.data), facts)
+        self.prepare_files()
         start_trackers(self.accelerator, self.settings)
+
+    def prepare_files(self) -> None:
+        """What writes weights and states, what asks for them, and what their metadata says."""
+        output, main = self.settings[OutputFlags], self.accelerator.is_main_process
+        self.saver = make_saver(self.settings, self.plan.epochs, main, self.check_file)
+        taken = (self.state, self.updates, self.watch, self.write_checkpoint, self.state_now)
+        self.keeping = Keeping(output, self.saver, *taken)
+        self.requests = Requests(self.saver.directory, main, self.device)
+        known = RunFacts.of(self.plan, self.accelerator.num_processes, self.seed)
+        self.metadata = training_metadata(self.settings, self.arch, dataset_metadata(self.data), known)
 
     def announce(self, groups: ParameterGroups) -> PageFacts:
         """Say what this run is going to do."""
@@ -216,26 +180,19 @@ class Trainer(ABC):
         self.start()
         self.load_data()
         self.state = first_position(self.settings, self.plan, self.past)
-        if self.settings[CacheFlags].cache_latents:
-            refuse_changing_pictures(self.data)
-        device = self.device
-        self.device = META
-        self.models = models_without_weights(self.arch, self.dtype)
+        device, self.device = self.device, META
+        self.models = models_without_weights(self.settings, self.arch, self.data, self.dtype)
         self.trained = self.build_trainable()
         groups = self.parameter_groups()
         check_output_folder(self.settings[OutputFlags])
         self.announce(groups)
-        parts = (self.arch, self.models, self.trained, groups, self.data)
-        report_memory(estimate_memory(self.settings, *parts, on_gpu=device.type == "cuda"), self.settings, device)
+        report_memory(self.settings, self.arch, self.models, self.trained, groups, self.data, device)
 
     def stand_at_beginning(self) -> None:
         """At step 0, or where an earlier run stood."""
-        decay = self.settings[EmaFlags].ema_decay
-        self.average = None if decay is None else MovingWeights(self.flat.values, decay)
-        scaler = self.accelerator.scaler
-        self.parts = Parts(
-            self.trained.modules(), self.optimizer, self.scheduler, scaler, self.average, self.validation
-        )
+        updates = self.updates
+        moving = (updates.optimizer, updates.schedule, self.accelerator.scaler, updates.average)
+        self.parts = Parts(self.trained.modules(), *moving, self.validation)
         self.facts = run_facts(self.settings, self.data, self.accelerator.num_processes, self.seed)
         self.state = first_position(self.settings, self.plan, self.past)
         go_on(self.parts, self.state, self.past, self.facts)
@@ -278,44 +235,31 @@ class Trainer(ABC):
             loss = step_loss(batch.to(self.device), self.arch, self.models, self.trained, draws)
         self.progress.add_batch(len(batch.captions), draws.drawn)
         self.watch.add_batch(batch, draws.drawn, self.state.step + 1, loss)
-        self.accelerator.backward(loss)  # divides by the accumulation steps
+        self.updates.backward(loss)
         return loss.detach()
 
     def update(self) -> None:
         """One optimizer step on the mean gradient of all ranks."""
-        self.flat.all_reduce(mean_of_ranks)
-        max_norm = self.settings[OptimizerFlags].max_grad_norm
-        if self.optimizer.scaler is not None:
-            self.accelerator.unscale_gradients(self.optimizer)
-        if max_norm:
-            norm = self.flat.clip_(max_norm)
+        norm = self.updates.clip()
+        if norm is not None:
             self.progress.add_gradient(norm)
-            self.watch.add_gradient(norm, is_scaled=self.optimizer.scaler is not None)
-        self.optimizer.step()
-        if not self.optimizer.step_was_skipped:  # by the loss scaler of fp16
-            self.scheduler.step()
-        self.flat.zero_grad()
+            self.watch.add_gradient(norm, is_scaled=self.updates.scales_losses)
+        self.updates.step()
         self.state.step += 1
         self.trained.finish_update()
-        if self.average is not None:
-            self.average.update()
+        self.updates.follow()
 
     def after_update(self) -> None:
         """What the settings ask for after an optimizer step."""
-        state = self.state
-        self.progress.finish_update(state.step, self.optimizer, self.trained.norms())
-        self.watch.finish_update(state.step)
-        if self.previews.due_at_step(state.step):
+        step = self.state.step
+        self.progress.finish_update(step, self.updates.optimizer, self.trained.norms())
+        self.watch.finish_update(step)
+        if self.previews.due_at_step(step):
             self.preview(epoch=None)
-        if self.validation.due_at_step(state.step):
-            self.validate("step", state.epoch - 1)
-        self.saver.check()
-        asked = self.requests.next()
-        if self.saver.due_at_step(state.step, asked):
-            self.saver.save_step(self.checkpoints(state.epoch - 1), state.step)
-            if self.settings[OutputFlags].save_state or asked.ends_run:
-                self.saver.save_step_state(self.state_now(), state.step)
-        self.progress.log_saves(self.saver.handed_over, state.step)
+        if self.validation.due_at_step(step):
+            self.validate("step", self.state.epoch - 1)
+        self.keeping.after_step(self.requests.next())
+        self.progress.log_saves(self.saver.handed_over, step)
 
     def after_epoch(self) -> None:
         """What the settings ask for after an epoch."""
@@ -324,41 +268,29 @@ class Trainer(ABC):
         self.watch.finish_epoch(self.progress.pace.memory())
         if self.validation.due_at_epoch(state.epoch):
             self.validate("epoch", state.epoch)
-        due = self.saver.due_at_epoch(state.epoch)
-        if due:
-            self.saver.save_epoch(self.checkpoints(state.epoch), state.epoch)
+        kept = self.keeping.after_epoch()
         if self.previews.due_at_epoch(state.epoch):
             self.preview(state.epoch)
         state.leave_epoch(self.plan.batches_per_epoch)
-        if due and self.settings[OutputFlags].save_state:
-            self.saver.save_epoch_state(self.state_now(), state.epoch)
+        if kept:
+            self.keeping.between_epochs()
         self.progress.log_saves(self.saver.handed_over, state.step)
 
     def validate(self, occasion: str, epoch: int) -> None:
         """Judge the models as they are now by the held-out images, and keep them if they are the best so far."""
-        with self.progress.aside(), evaluating(self.optimizer):
+        with self.progress.aside(), evaluating(self.updates.optimizer):
             improved = self.validation.measure(self.models, self.trained, self.state.step)
         self.validation.report(self.progress, occasion, self.state.epoch)
         if improved and self.accelerator.is_main_process:
-            self.saver.save_named(self.checkpoints(epoch), BEST)
+            self.keeping.best(epoch)
 
     def preview(self, epoch: int | None) -> None:
         """Pictures of the models as they are now, named by `epoch`, or by the step."""
         step = self.state.step
         self.trained.rest()
-        with self.progress.aside(), evaluating(self.optimizer):
+        with self.progress.aside(), evaluating(self.updates.optimizer):
             files = self.previews.make(self.models, self.accelerator, step, epoch, trained=self.trained.modules())
         self.progress.log_previews(self.previews.described(files), step)
-
-    def checkpoints(self, epoch: int) -> dict[str, Writer]:
-        """What the files of this moment will hold, by what is put behind their name; their metadata says `epoch`."""
-        self.watch.refuse_broken_weights()
-        with evaluating(self.optimizer):
-            writers = {"": self.write_checkpoint(self.state.step, epoch)}
-        if self.average is not None:
-            with self.average.in_place():
-                writers["-ema"] = self.write_checkpoint(self.state.step, epoch)
-        return writers
 
     def state_now(self, finished: bool = False) -> Writer:
         """All that is needed to go on from this moment."""
@@ -366,12 +298,9 @@ class Trainer(ABC):
 
     def finish(self) -> None:
         """The last file, and every thread joined."""
-        output = self.settings[OutputFlags]
         if self.accelerator.is_main_process and not self.requests.last.ends_run:
             self.validation.say_why()
-            self.saver.save_last(self.checkpoints(self.state.epoch))
-            if output.save_state or output.save_state_on_train_end:
-                self.saver.save_last_state(self.state_now(finished=True))
+            self.keeping.last()
         self.progress.log_saves(self.saver.handed_over, self.state.step)
         self.saver.close()
         if self.requests.last is Request.INTERRUPT:

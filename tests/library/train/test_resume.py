@@ -209,7 +209,7 @@ def test_a_new_rate_holds_from_the_resumed_step_on(runs: TinyRuns) -> None:
     trainer = runs.train("second", *words, *more)
     rows = [json.loads(line) for line in (runs.root / "second/small.log.jsonl").read_text("utf-8").splitlines()]
     assert [row["lr/unet"] for row in rows if "lr/unet" in row] == pytest.approx([2.5e-5, 0.0])
-    assert trainer.scheduler.last_epoch == 4
+    assert trainer.updates.schedule.last_epoch == 4
 
 
 def test_initial_step_and_epoch_choose_batches_schedule_and_numbers(runs: TinyRuns) -> None:
@@ -217,7 +217,7 @@ def test_initial_step_and_epoch_choose_batches_schedule_and_numbers(runs: TinyRu
     trainer = runs.train("step", *words, "--max_train_steps", "6", "--initial_step", "3")
     assert (trainer.state.epoch, trainer.state.step, trainer.state.micro_step) == (3, 6, 18)
     assert runs.names("step") == ["small-step00000006.safetensors", "small.safetensors"]
-    assert trainer.scheduler.last_epoch == 6
+    assert trainer.updates.schedule.last_epoch == 6
     trainer = runs.train("epoch", *words, "--max_train_epochs", "3", "--initial_epoch", "3")
     assert (trainer.state.epoch, trainer.state.step, trainer.state.micro_step) == (3, 6, 18)
 
