@@ -8,10 +8,12 @@ from dataclasses import Field, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
-from library.flags.checks import DOUBTS, MISTAKES, broken, with_consequences, wrong_number, wrong_path
 from library.flags.command_line import CommandLine, Reading
 from library.flags.config_file import config_path, read_config_file, write_config_file
 from library.flags.retired import replace_retired
+from library.flags.rules.every_run import EVERY_RUN
+from library.flags.rules.rule import Rules, broken, with_consequences
+from library.flags.values import wrong_number, wrong_path
 
 Group = TypeVar("Group")
 
@@ -63,10 +65,12 @@ def read_settings(
     defaults: Mapping[str, Any] | None = None,
     argv: Sequence[str] | None = None,
     idle: Mapping[str, str] | None = None,
+    rules: Rules | None = None,
 ) -> Settings:
     """The settings that the command line and its `--config_file` give; `defaults` are this script's own.
 
     `idle` names flags that this script takes and does not read, and says why: they stay at their defaults.
+    `rules` are about flags of this script alone; they come after those of every run.
     Ends the program with code 0 after `--help` and `--output_config`, with 1 when `--output_config` would
     overwrite a file, and with 2 and one message about all mistakes when there are any.
     """
@@ -77,7 +81,7 @@ def read_settings(
             path = config_path(reading.values["config_file"])
             write_config_file(path, reading.values, command_line.flags, defaults or {})
             command_line.parser.exit(0, f"settings written to {path}\n")
-        return _settings(groups, command_line, reading, defaults or {})
+        return _settings(groups, command_line, reading, defaults or {}, EVERY_RUN + (rules or Rules()))
     except FileExistsError as error:
         command_line.parser.exit(1, f"{error}\n")
     except SettingsError as error:
@@ -106,7 +110,7 @@ def _read(command_line: CommandLine, argv: Sequence[str] | None) -> Reading:
 
 
 def _settings(
-    groups: Sequence[type], command_line: CommandLine, reading: Reading, defaults: Mapping[str, Any]
+    groups: Sequence[type], command_line: CommandLine, reading: Reading, defaults: Mapping[str, Any], rules: Rules
 ) -> Settings:
     """Check everything and build the groups; SettingsError holds all that is wrong."""
     mistakes, warnings, failed = list(reading.errors), list(reading.warnings), set(reading.failed)
@@ -123,13 +127,13 @@ def _settings(
             failed.add(name)
     idle = {name: f.metadata["no_effect"] for name, f in command_line.flags.items() if f.metadata["no_effect"]}
     failed |= idle.keys()
-    values, followed = with_consequences(values, failed)
+    values, followed = with_consequences(rules.consequences, values, failed)
     without_effect = _without_effect({name: why for name, why in idle.items() if name in reading.values})
     (mistakes if values.get("strict") and "strict" not in idle else warnings).extend(without_effect)
-    mistakes += broken(MISTAKES, values, failed)
+    mistakes += broken(rules.mistakes, values, failed)
     if mistakes:
         raise SettingsError(mistakes)
-    warnings += followed + broken(DOUBTS, values, failed)
+    warnings += followed + broken(rules.doubts, values, failed)
     built = {group: group(**{f.name: values[f.name] for f in fields(group)}) for group in groups}
     return Settings(MappingProxyType(built), frozenset(reading.values), tuple(warnings))
 

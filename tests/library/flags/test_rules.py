@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from library.flags import checks
+from library.flags.rules.every_run import EVERY_RUN
+from library.flags.rules.rule import Consequence, Rule, Rules, broken
 from library.flags.settings import Settings, read_settings
 from library.flags.trainers import TRAIN_NETWORK
 
@@ -67,10 +69,10 @@ MISSING |= {"folder without resolution", "conditioning images without images"}  
 
 @pytest.fixture
 def no_extras(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
 
-def start(rules: tuple[checks.Rule, ...], name: str) -> str:
+def start(rules: tuple[Rule, ...], name: str) -> str:
     """The part of a rule's message before any value."""
     (message,) = (rule.message for rule in rules if rule.name == name)
     return message.partition("{")[0]
@@ -80,7 +82,7 @@ def start(rules: tuple[checks.Rule, ...], name: str) -> str:
 @pytest.mark.parametrize("name", MISTAKES)
 def test_settings_that_do_not_go_together_are_refused(refused: Refused, base: list[str], name: str) -> None:
     (mistake,) = refused(*base, *MISTAKES[name].split())
-    assert mistake.startswith(start(checks.MISTAKES, name))
+    assert mistake.startswith(start(EVERY_RUN.mistakes, name))
 
 
 def test_conditioning_images_need_images(refused: Refused, base: list[str], tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_a_class_of_ones_own_needs_no_folder(base: list[str]) -> None:
 def test_folders_need_a_resolution(refused: Refused, base: list[str]) -> None:
     without = [word for word in base if not word.startswith("--resolution")]
     (mistake,) = refused(*without)
-    assert mistake.startswith(start(checks.MISTAKES, "folder without resolution"))
+    assert mistake.startswith(start(EVERY_RUN.mistakes, "folder without resolution"))
 
 
 @pytest.mark.parametrize("words", ALLOWED)
@@ -108,16 +110,29 @@ def test_settings_that_go_together_are_taken(read: Read, words: str) -> None:
 @pytest.mark.parametrize("name", DOUBTS)
 def test_doubtful_settings_are_taken_with_one_warning(read: Read, name: str) -> None:
     (warning,) = read(*DOUBTS[name].split()).warnings
-    assert warning.startswith(start(checks.DOUBTS, name))
+    assert warning.startswith(start(EVERY_RUN.doubts, name))
 
 
 def test_no_rule_is_left_untested() -> None:
-    assert {rule.name for rule in checks.MISTAKES} == MISTAKES.keys() | MISSING
-    assert {rule.name for rule in checks.DOUBTS} == DOUBTS.keys()
+    assert {rule.name for rule in EVERY_RUN.mistakes} == MISTAKES.keys() | MISSING
+    assert {rule.name for rule in EVERY_RUN.doubts} == DOUBTS.keys()
 
 
 def test_a_rule_is_left_out_when_it_reads_a_flag_that_is_not_there() -> None:
-    rule = checks.Rule("both", lambda a, b: a and b, "a={a}")
-    assert checks.broken([rule], {"a": 1, "b": 2}) == ["a=1"]
-    assert checks.broken([rule], {"a": 1}) == []
-    assert checks.broken([rule], {"a": 1, "b": 2}, failed={"b"}) == []
+    rule = Rule("both", lambda a, b: a and b, "a={a}")
+    assert broken([rule], {"a": 1, "b": 2}) == ["a=1"]
+    assert broken([rule], {"a": 1}) == []
+    assert broken([rule], {"a": 1, "b": 2}, failed={"b"}) == []
+
+
+def test_a_script_brings_rules_about_its_own_flags(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    own = Rules(
+        mistakes=(Rule("no seed", lambda seed: seed == 2, "--seed={seed} is not to be used"),),
+        doubts=(Rule("odd", lambda network_dim: network_dim == 3, "--network_dim={network_dim} is odd"),),
+        consequences=(Consequence("seven", lambda seed: seed is None, "seed", 7, "--seed is 7"),),
+    )
+    settings = read_settings(TRAIN_NETWORK, "a test", argv=[*base, "--network_dim=3"], rules=own)
+    assert settings.values()["seed"] == 7 and settings.warnings == ("--seed is 7", "--network_dim=3 is odd")
+    with pytest.raises(SystemExit):
+        read_settings(TRAIN_NETWORK, "a test", argv=[*base, "--seed=2"], rules=own)
+    assert "--seed=2 is not to be used" in capsys.readouterr().err

@@ -1,0 +1,67 @@
+"""How it is said that settings do not go together, or that one follows from another."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Something about several flags that `holds` only when it is a mistake; its parameters name the flags it reads."""
+
+    name: str
+    holds: Callable[..., bool]
+    message: str
+    """May name the flags it reads in braces."""
+
+
+@dataclass(frozen=True)
+class Consequence:
+    """When `holds`, `flag` becomes `value`, and the user hears why."""
+
+    name: str
+    holds: Callable[..., bool]
+    flag: str
+    value: Any
+    message: str
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is to be said about one subject; `+` puts the rules of two subjects together."""
+
+    mistakes: tuple[Rule, ...] = ()
+    """The run is refused."""
+    doubts: tuple[Rule, ...] = ()
+    """The run goes on with a warning."""
+    consequences: tuple[Consequence, ...] = ()
+    """Drawn in their order, before anything else is looked at."""
+
+    def __add__(self, other: "Rules") -> "Rules":
+        return Rules(self.mistakes + other.mistakes, self.doubts + other.doubts, self.consequences + other.consequences)
+
+
+def broken(rules: Sequence[Rule], values: Mapping[str, Any], failed: AbstractSet[str] = frozenset()) -> list[str]:
+    """Messages of the rules that hold. A rule about a flag that is not there, or whose value failed, is left out."""
+    return [rule.message.format_map(values) for rule in rules if _holds(rule, values, failed)]
+
+
+def with_consequences(
+    consequences: Sequence[Consequence], values: Mapping[str, Any], failed: AbstractSet[str] = frozenset()
+) -> tuple[dict[str, Any], list[str]]:
+    """The values that follow from the given ones, and a message for each that changed."""
+    changed = dict(values)
+    messages = []
+    for consequence in consequences:
+        if _holds(consequence, changed, failed):
+            messages.append(consequence.message.format_map(changed))
+            changed[consequence.flag] = consequence.value
+    return changed, messages
+
+
+def _holds(rule: Rule | Consequence, values: Mapping[str, Any], failed: AbstractSet[str]) -> bool:
+    reads = list(inspect.signature(rule.holds).parameters)
+    readable = all(name in values and name not in failed for name in reads)
+    return readable and rule.holds(*(values[name] for name in reads))
