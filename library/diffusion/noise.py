@@ -15,7 +15,7 @@ def draw_noise(latents: Tensor, flags: NoiseFlags, draws: Draws) -> Tensor:
 
     Draws in this order: the noise, the strength of the offset, the offset, then each level of the pyramid.
     """
-    noise = _normal(latents.shape, latents, draws)
+    noise = standard_normal(latents.shape, latents, draws)
     if flags.noise_offset:
         noise = noise + _offset(latents, flags, draws)
     if flags.multires_noise_iterations:
@@ -27,18 +27,30 @@ def perturb(noise: Tensor, flags: NoiseFlags, draws: Draws) -> Tensor:
     """The noise [B, C, h, w] that is mixed into the input; the target keeps the noise without --ip_noise_gamma."""
     if not flags.ip_noise_gamma:
         return noise
-    strength = _strength(flags.ip_noise_gamma, flags.ip_noise_gamma_random_strength, noise, draws)
-    return noise + strength * _normal(noise.shape, noise, draws)
+    strength = drawn_strength(flags.ip_noise_gamma, flags.ip_noise_gamma_random_strength, noise, draws)
+    return noise + strength * standard_normal(noise.shape, noise, draws)
+
+
+def drawn_strength(value: float, is_random: bool, like: Tensor, draws: Draws) -> Tensor | float:
+    """`value`, or a share of it drawn on the device, so that the host never waits for the number."""
+    if not is_random:
+        return value
+    return value * torch.rand(1, generator=draws.noise, device=like.device)
+
+
+def standard_normal(shape: tuple[int, ...] | torch.Size, like: Tensor, draws: Draws) -> Tensor:
+    """Float32 noise of mean 0 and variance 1 on the device of `like`."""
+    return torch.randn(shape, generator=draws.noise, device=like.device)
 
 
 def _offset(latents: Tensor, flags: NoiseFlags, draws: Draws) -> Tensor:
     """One value per image and channel, [B, C, 1, 1], so that a model can learn very dark and very bright images."""
     assert flags.noise_offset is not None
-    strength = _strength(flags.noise_offset, flags.noise_offset_random_strength, latents, draws)
+    strength = drawn_strength(flags.noise_offset, flags.noise_offset_random_strength, latents, draws)
     if flags.adaptive_noise_scale:
         brightness = latents.float().mean(dim=(2, 3), keepdim=True).abs()
         strength = (strength + flags.adaptive_noise_scale * brightness).clamp(min=0.0)
-    return strength * _normal((*latents.shape[:2], 1, 1), latents, draws)
+    return strength * standard_normal((*latents.shape[:2], 1, 1), latents, draws)
 
 
 def _multires(noise: Tensor, iterations: int, discount: float, draws: Draws) -> Tensor:
@@ -51,19 +63,8 @@ def _multires(noise: Tensor, iterations: int, discount: float, draws: Draws) -> 
     for level in range(iterations):
         shrink = (2 + 2 * draws.scalars.random()) ** level
         h, w = max(1, int(height / shrink)), max(1, int(width / shrink))
-        small = _normal((*noise.shape[:2], h, w), noise, draws)
+        small = standard_normal((*noise.shape[:2], h, w), noise, draws)
         total = total + interpolate(small, (height, width), mode="bilinear") * discount**level
         if h == 1 or w == 1:
             break
     return total / total.std()
-
-
-def _strength(value: float, is_random: bool, like: Tensor, draws: Draws) -> Tensor | float:
-    """`value`, or a share of it drawn on the device, so that the host never waits for the number."""
-    if not is_random:
-        return value
-    return value * torch.rand(1, generator=draws.noise, device=like.device)
-
-
-def _normal(shape: tuple[int, ...] | torch.Size, like: Tensor, draws: Draws) -> Tensor:
-    return torch.randn(shape, generator=draws.noise, device=like.device)

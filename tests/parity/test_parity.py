@@ -26,6 +26,7 @@ ADAPTERS = {
     "lora": ["lora_sd", "lora_sd21"],
     "noise_and_loss": ["sd_noise_and_loss"],
     "samplers": ["genimg_samplers"],
+    "flow_schedule": ["flux_schedule"],
 }
 
 

@@ -1,0 +1,49 @@
+"""Training of flow models: at which noise levels they learn, and what their answer is taken for."""
+
+from dataclasses import dataclass
+
+from library.flags.declare import flag
+
+
+def above_zero(value: float) -> float:
+    """A shift divides by what it is: 0 and less have no meaning."""
+    if not value > 0:
+        raise ValueError(f"must be above 0, got {value}")
+    return value
+
+
+@dataclass(frozen=True)
+class FlowFlags:
+    """Flow matching"""
+
+    timestep_sampling: str = flag(
+        "sigma",
+        "how noise levels are drawn: from the shifted schedule (sigma), evenly (uniform), mostly from the middle "
+        "(sigmoid), the same moved by discrete_flow_shift (shift) or by the size of the image (flux_shift)",
+        choices=("sigma", "uniform", "sigmoid", "shift", "flux_shift"),
+    )
+    sigmoid_scale: float = flag(1.0, "spread of sigmoid, shift and flux_shift: larger reaches further to both ends")
+    model_prediction_type: str = flag(
+        "sigma_scaled",
+        "what the loss compares: the model's answer (raw), the answer plus its input (additive), or its input minus "
+        "sigma times the answer (sigma_scaled)",
+        choices=("raw", "additive", "sigma_scaled"),
+    )
+    discrete_flow_shift: float = flag(
+        3.0, "how far sigma and shift move towards noise: 1 is not at all, above 1 more noise", parse=above_zero
+    )
+
+
+@dataclass(frozen=True)
+class WeightingFlags:
+    """Weights of noise levels"""
+
+    weighting_scheme: str = flag(
+        "uniform",
+        "logit_normal and mode draw more of some noise levels with timestep_sampling sigma; sigma_sqrt and cosmap "
+        "weigh the loss with model_prediction_type sigma_scaled; uniform and none do neither",
+        choices=("sigma_sqrt", "logit_normal", "mode", "cosmap", "none", "uniform"),
+    )
+    logit_mean: float = flag(0.0, "middle of logit_normal: above 0 less noise, below 0 more")
+    logit_std: float = flag(1.0, "spread of logit_normal", at_least=0.0)
+    mode_scale: float = flag(1.29, "how strongly mode prefers the middle")

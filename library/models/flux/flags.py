@@ -1,0 +1,57 @@
+"""What may be said about FLUX.1 and Chroma models."""
+
+from dataclasses import dataclass
+
+from library.flags.declare import flag
+from library.flags.flow import FlowFlags, WeightingFlags
+from library.flags.trainers import TRAIN_NETWORK
+
+SWAP = "blocks in main memory"
+
+
+@dataclass(frozen=True)
+class FluxModelFlags:
+    """FLUX.1 and Chroma"""
+
+    model_type: str = flag(
+        "flux", "what the model is: FLUX.1 (dev or schnell, which the file tells) or Chroma", choices=("flux", "chroma")
+    )
+    clip_l: str | None = flag(None, "text encoder CLIP-L, a .safetensors file; Chroma has none", names="file")
+    t5xxl: str | None = flag(None, "text encoder T5-XXL, a .safetensors file in fp16, bf16 or fp8", names="file")
+    ae: str | None = flag(None, "the autoencoder, a .safetensors file", names="file")
+    t5xxl_max_token_length: int | None = flag(
+        None,
+        "tokens that T5-XXL reads of a caption; longer ones are cut (256 for schnell, 512 otherwise, unless given)",
+        at_least=1,
+    )
+    apply_t5_attn_mask: bool = flag(
+        False, "padding after the caption is not attended to, in T5-XXL and in the transformer; always so with Chroma"
+    )
+    controlnet_model_name_or_path: str | None = flag(
+        None, "FLUX ControlNet that previews with --cn are made with, a .safetensors file", names="file"
+    )
+
+
+@dataclass(frozen=True)
+class FluxTrainingFlags:
+    """Training of FLUX.1 and Chroma"""
+
+    guidance_scale: float = flag(
+        3.5,
+        "guidance that a distilled model (dev) is told while it learns; 1 trains without its push, "
+        "schnell knows none, and with Chroma it is 0",
+        at_least=0.0,
+    )
+    blocks_to_swap: int | None = flag(
+        None, "transformer blocks that lie in main memory until their turn", at_least=0, unavailable=SWAP
+    )
+    split_mode: bool = flag(False, "older way to say blocks_to_swap 18", unavailable=SWAP)
+
+
+FLUX_TRAIN_NETWORK: tuple[type, ...] = (
+    FluxModelFlags,
+    *TRAIN_NETWORK,
+    FlowFlags,
+    WeightingFlags,
+    FluxTrainingFlags,
+)

@@ -1,0 +1,43 @@
+"""Which settings of FLUX.1 and Chroma do not go together, and which follow from others."""
+
+from library.flags.rules.rule import Consequence, Rule, Rules
+
+FLUX_RULES = Rules(
+    mistakes=(
+        Rule(
+            "FLUX.1 without CLIP-L",
+            lambda model_type, clip_l: model_type == "flux" and not clip_l,
+            "--clip_l is missing: name the file of the text encoder CLIP-L (FLUX.1 needs it, Chroma does not)",
+        ),
+        Rule("no T5-XXL", lambda t5xxl: not t5xxl, "--t5xxl is missing: name the file of the text encoder T5-XXL"),
+        Rule("no autoencoder", lambda ae: not ae, "--ae is missing: name the file of the autoencoder"),
+        Rule(
+            "weighted captions",
+            lambda weighted_captions: weighted_captions,
+            "--weighted_captions: T5-XXL has no weights of words; leave it out",
+        ),
+    ),
+    doubts=(
+        Rule(
+            "CLIP-L for Chroma",
+            lambda model_type, clip_l: model_type == "chroma" and bool(clip_l),
+            "--clip_l has no effect with --model_type=chroma, which has one text encoder, T5-XXL",
+        ),
+    ),
+    consequences=(
+        Consequence(
+            "Chroma masks its text",
+            lambda model_type, apply_t5_attn_mask: model_type == "chroma" and not apply_t5_attn_mask,
+            "apply_t5_attn_mask",
+            True,
+            "--model_type=chroma switches --apply_t5_attn_mask on: Chroma was made with it",
+        ),
+        Consequence(
+            "Chroma has no guidance",
+            lambda model_type, guidance_scale: model_type == "chroma" and guidance_scale != 0,
+            "guidance_scale",
+            0.0,
+            "--guidance_scale={guidance_scale} becomes 0: Chroma is not distilled and knows no guidance",
+        ),
+    ),
+)

@@ -1,0 +1,122 @@
+"""Do the flags of FLUX and Chroma have the published names, and do they say what does not go together?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from library.flags.declare import declared_flags, is_switch, takes_many, value_type
+from library.flags.settings import Settings, read_settings
+from library.flags.trainers import TRAIN_NETWORK
+from library.models.flux.flags import FLUX_TRAIN_NETWORK, FluxModelFlags, FluxTrainingFlags
+from library.models.flux.rules import FLUX_RULES
+
+Read = Callable[..., Settings]
+Refused = Callable[..., list[str]]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> list[str]:
+    """The shortest command line of flux_train_network.py without a mistake."""
+    for name in ("flux", "clip_l", "t5xxl", "ae"):
+        (tmp_path / f"{name}.safetensors").touch()
+    (tmp_path / "images").mkdir()
+    return [
+        f"--pretrained_model_name_or_path={tmp_path / 'flux.safetensors'}",
+        *(f"--{name}={tmp_path / name}.safetensors" for name in ("clip_l", "t5xxl", "ae")),
+        f"--train_data_dir={tmp_path / 'images'}",
+        "--resolution=512",
+        f"--output_dir={tmp_path / 'out'}",
+        "--network_module=networks.lora_flux",
+    ]
+
+
+@pytest.fixture
+def read(base: list[str]) -> Read:
+    return lambda *words, without=(): read_settings(
+        FLUX_TRAIN_NETWORK,
+        "a test",
+        argv=[*(word for word in base if not word.startswith(without)), *words],
+        rules=FLUX_RULES,
+    )
+
+
+@pytest.fixture
+def refused(read: Read, capsys: pytest.CaptureFixture[str]) -> Refused:
+    def mistakes(*words: str, without: Any = ()) -> list[str]:
+        with pytest.raises(SystemExit):
+            read(*words, without=without)
+        return [line.strip() for line in capsys.readouterr().err.splitlines()[1:]]
+
+    return mistakes
+
+
+def test_every_recorded_flag_is_declared_with_the_same_signature(facts: Path) -> None:
+    rows = json.loads((facts / "cli" / "flux_train_network.json").read_text(encoding="utf-8"))["flags"]
+    flags = declared_flags(FLUX_TRAIN_NETWORK)
+    shared = declared_flags(TRAIN_NETWORK)
+    own = [row for row in rows if row["dest"] not in shared and row["dest"] in flags]
+    assert len(own) == 18
+    for row in own:
+        declared = flags[row["dest"]]
+        kind = value_type(declared)
+        ours = {
+            "flags": [f"--{declared.name}"],
+            "kind": "store_true" if is_switch(declared) else "store",
+            "nargs": "*" if takes_many(declared) else None,
+            "choices": list(declared.metadata["choices"] or ()) or None,
+            "default": declared.default,
+        }
+        assert ours == {key: row.get(key) for key in ours}
+        assert row.get("type") in (kind and kind.__name__, None)
+
+
+@pytest.mark.parametrize("name", ["clip_l", "t5xxl", "ae"])
+def test_a_missing_part_is_named(refused: Refused, name: str) -> None:
+    (line,) = refused(without=(f"--{name}=",))
+    assert line.startswith(f"--{name} is missing")
+
+
+def test_chroma_needs_no_clip_l_and_says_so_when_it_is_given(read: Read) -> None:
+    without = read("--model_type=chroma", "--guidance_scale=0", "--apply_t5_attn_mask", without=("--clip_l=",))
+    assert without.warnings == ()
+    (warning,) = read("--model_type=chroma", "--guidance_scale=0", "--apply_t5_attn_mask").warnings
+    assert warning.startswith("--clip_l has no effect with --model_type=chroma")
+
+
+def test_what_chroma_needs_is_applied_and_said(read: Read) -> None:
+    settings = read("--model_type=chroma", without=("--clip_l=",))
+    assert settings[FluxModelFlags].apply_t5_attn_mask
+    assert settings[FluxTrainingFlags].guidance_scale == 0.0
+    assert settings.warnings == (
+        "--model_type=chroma switches --apply_t5_attn_mask on: Chroma was made with it",
+        "--guidance_scale=3.5 becomes 0: Chroma is not distilled and knows no guidance",
+    )
+
+
+def test_flux_keeps_its_guidance_and_its_unmasked_text(read: Read) -> None:
+    settings = read()
+    assert not settings[FluxModelFlags].apply_t5_attn_mask
+    assert settings[FluxTrainingFlags].guidance_scale == 3.5
+    assert settings.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("--weighted_captions", "--weighted_captions: T5-XXL has no weights of words; leave it out"),
+        ("--blocks_to_swap=18", "--blocks_to_swap is not available yet: blocks in main memory"),
+        ("--split_mode", "--split_mode is not available yet: blocks in main memory"),
+        ("--discrete_flow_shift=0", "--discrete_flow_shift: must be above 0, got 0.0"),
+        ("--timestep_sampling=nextdit_shift", "--timestep_sampling: invalid choice: 'nextdit_shift'"),
+        ("--t5xxl_max_token_length=0", "--t5xxl_max_token_length: must be at least 1, got 0"),
+        ("--controlnet_model_name_or_path=nowhere", "--controlnet_model_name_or_path: there is no file nowhere"),
+    ],
+)
+def test_what_cannot_be_is_refused(refused: Refused, word: str, said: str) -> None:
+    (line,) = refused(word)
+    assert line.startswith(said)
