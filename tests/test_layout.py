@@ -39,6 +39,7 @@ IMPORT_EXCEPTIONS: dict[tuple[str, str], str] = {
     ("tools/prepare_buckets_latents.py", "library/train"): "it fills the caches as the trainer does",
     ("tools/small_run.py", "library/train"): "the benchmarks measure the steps of the real trainer",
     ("tools/small_run.py", "library/diffusion"): "the random draws of such a step",
+    ("tools/show_timesteps.py", "library/diffusion"): "it shows what the process of a training draws",
 }
 """(file, imported folder) -> why."""
 
