@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import re
@@ -11,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from demo_folder import DemoFolder
-from library.flags import checks
 from library.flags.settings import read_settings
 from library.flags.trainers import TRAIN_NETWORK
 from tests.clients.training import SmallTrainer, small_settings
@@ -129,7 +129,7 @@ def test_a_recorded_combination_ends_as_it_should(
     case = CASES[name]
     words = [word.format_map(files) for word in case.words.split()]
     if "wandb" in case.words:
-        monkeypatch.setattr(checks.importlib.util, "find_spec", lambda package: None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     caplog.set_level(logging.INFO)
     if case.end.startswith("refused"):
         with pytest.raises(SystemExit) as end:
