@@ -96,24 +96,29 @@ def save_safetensors(
 
 @dataclass(frozen=True)
 class Source:
-    """Where the value of one parameter comes from: a tensor of a file, or some of its rows."""
+    """Where the value of one parameter comes from: a tensor of a file, some of its rows, or several one after other."""
 
     file: WeightFile
     key: str
     rows: slice | None = None
+    more: tuple[Source, ...] = ()
+    """What follows it along the first dimension."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape that `read` will have."""
         whole = self.file.shape(self.key)
-        if self.rows is None:
+        if self.rows is None and not self.more:
             return whole
-        return (len(range(*self.rows.indices(whole[0]))), *whole[1:])
+        own = whole[0] if self.rows is None else len(range(*self.rows.indices(whole[0])))
+        return (own + sum(part.shape[0] for part in self.more), *whole[1:])
 
     def read(self) -> Tensor:
         """The value on the CPU, as stored."""
         value = self.file.read(self.key)
-        return value if self.rows is None else value[self.rows].clone()
+        if self.rows is not None:
+            value = value[self.rows].clone()
+        return torch.cat([value, *(part.read() for part in self.more)]) if self.more else value
 
 
 def fill_module(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import Enum
 
 import torch
@@ -42,8 +43,28 @@ def attention_mode(flags: AttentionFlags) -> AttentionMode:
     return AttentionMode.XFORMERS
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, mode: AttentionMode = AttentionMode.SDPA) -> Tensor:
-    """Multi-head attention: q [B, L, H*D], k and v [B, S, H*D] -> [B, L, H*D]."""
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_heads: int,
+    mode: AttentionMode = AttentionMode.SDPA,
+    keys: Sequence[int] | None = None,
+) -> Tensor:
+    """Multi-head attention: q [B, L, H*D], k and v [B, S, H*D] -> [B, L, H*D].
+
+    `keys` [B] says how many keys, from the first, each row looks at; None is all. They are numbers of Python, so that
+    nothing waits for the device, and short rows are computed by themselves: a mask would be written out as a matrix
+    [B, H, L, S] and rule out the fast kernels.
+    """
+    if keys is not None:
+        if min(keys) < max(keys):
+            rows = [
+                attention(q[i : i + 1], k[i : i + 1, :count], v[i : i + 1, :count], num_heads, mode)
+                for i, count in enumerate(keys)
+            ]
+            return torch.cat(rows)
+        k, v = k[:, : keys[0]], v[:, : keys[0]]
     if mode is AttentionMode.XFORMERS:
         import xformers.ops
 

@@ -36,4 +36,4 @@ def test_slices_are_read_as_written() -> None:
 
 def test_adapters_are_found_by_the_name_of_the_case() -> None:
     assert adapter_of("sd21_unet") == "unet"
-    assert adapter_of("flux_dev") is None
+    assert adapter_of("no_such_case") is None

@@ -26,6 +26,7 @@ ADAPTERS = {
     "lora": ["lora_sd", "lora_sd21"],
     "noise_and_loss": ["sd_noise_and_loss"],
     "samplers": ["genimg_samplers"],
+    "flux": ["flux_dev", "flux_schnell", "flux_diffusers_layout", "flux_controlnet", "chroma"],
     "flow_schedule": ["flux_schedule"],
 }
 

@@ -2,66 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from library.files.weights import WeightFile, describe_keys
+from library.models.kinds import PARTS, kind_of, kind_of_folder, without
 
 logger = logging.getLogger(__name__)
 
 UNET_FIRST_KEYS = ("model.diffusion_model.input_blocks.0.0.weight", "conv_in.weight")
 """The first weight of a U-Net: in a single file, in a folder of diffusers."""
 
-
-@dataclass(frozen=True)
-class _Other:
-    """Something that is not Stable Diffusion 1.x or 2.x, and how to tell."""
-
-    name: str
-    cure: str
-    key: str
-    """A pattern that is found in one of its keys."""
-    pipeline: str = ""
-    """Part of the class name in its model_index.json."""
-
-
-# The first that fits counts: networks have the names of the model they adapt.
-_OTHERS = (
-    _Other(
-        "a LoRA or another network",
-        "give a whole model here, and this file with --network_weights or --base_weights",
-        r"\.(lora_up|lora_down|lora_A|lora_B|hada_w1_a|lokr_w1|lokr_w1_a|oft_diag|oft_blocks)(\.|$)|^lora_(unet|te)",
-    ),
-    _Other("a ControlNet", "give a whole model here", r"^control_model\.|^controlnet_|^input_hint_block\."),
-    _Other(
-        "a Stable Diffusion XL model",
-        "use sdxl_train_network.py",
-        r"^conditioner\.embedders\.|\.label_emb\.|^add_embedding\.",
-        "XL",
-    ),
-    _Other("a HunyuanImage model", "use hunyuan_image_train_network.py", r"(^|\.)byt5_in\.", "HunyuanImage"),
-    _Other(
-        "a FLUX or Chroma model",
-        "use flux_train_network.py",
-        r"(^|\.)double_blocks\.|^single_transformer_blocks\.",
-        "Flux",
-    ),
-    _Other("a Lumina Image 2 model", "use lumina_train_network.py", r"(^|\.)cap_embedder\.", "Lumina"),
-    _Other("a Stable Diffusion 3 model", "no script here trains it", r"(^|\.)joint_blocks\.", "StableDiffusion3"),
-)
-
-# Parts of a model that are published by themselves; looked for when there is no U-Net.
-_PARTS = (
-    _Other(
-        "an autoencoder (VAE) alone",
-        "give it with --vae, and a whole model here",
-        r"^(first_stage_model\.)?(encoder|decoder)\.conv_in\.",
-    ),
-    _Other("a text encoder alone", "give a whole model here", r"^text_model\.|\.token_embedding\.|^shared\.weight$"),
-)
 
 _WHOLE_MODEL = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
 _TRAINING_ONLY = ("model_ema.", "loss.")
@@ -90,10 +41,9 @@ def check_is_stable_diffusion(file: WeightFile, path: Path) -> None:
     """
     keys = file.keys()
     first = next((key for key in UNET_FIRST_KEYS if key in keys), None)
-    for other in (*_OTHERS, *(() if first else _PARTS)):
-        pattern = re.compile(other.key)
-        if any(pattern.search(key) for key in keys):
-            raise ValueError(f"{path} is {other.name}, not Stable Diffusion 1.x or 2.x: {other.cure}")
+    other = kind_of(keys, [*without(["sd"]), *(() if first else PARTS)])
+    if other is not None:
+        raise ValueError(f"{path} is {other.name}, not Stable Diffusion 1.x or 2.x: {other.cure}")
     if first is None:
         raise ValueError(f"{path} is no Stable Diffusion model; it holds {describe_keys(keys, 3)}")
     if first == UNET_FIRST_KEYS[1] and not path.is_dir():
@@ -127,14 +77,5 @@ def warn_of_strangers(file: WeightFile) -> None:
 
 def other_pipeline(folder: Path) -> str | None:
     """What a folder of diffusers is by its model_index.json and which script takes it, if it is another family."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        return None
-    try:
-        name = str(json.loads(index.read_text(encoding="utf-8")).get("_class_name", ""))
-    except (ValueError, AttributeError):
-        return None
-    for other in _OTHERS:
-        if other.pipeline and other.pipeline in name:
-            return f"it is {other.name}: {other.cure}"
-    return None
+    other = kind_of_folder(folder)
+    return None if other is None or "sd" in other.families else f"it is {other.name}: {other.cure}"

@@ -202,7 +202,7 @@ FIRST = "model.diffusion_model.input_blocks.0.0.weight"
         (["lora_te_text_model_encoder.hada_w1_a"], "a LoRA or another network"),
         (["control_model.input_hint_block.0.weight"], "a ControlNet"),
         (["decoder.conv_in.weight", "encoder.conv_in.weight"], "an autoencoder .VAE. alone, .*: give it with --vae"),
-        (["text_model.embeddings.token_embedding.weight"], "a text encoder alone"),
+        (["text_model.embeddings.token_embedding.weight"], "a CLIP text encoder alone"),
         (["conv_in.weight"], "the U-Net of a diffusers folder: give the folder"),
         (["bn1.weight"], "no Stable Diffusion model; it holds bn1.weight"),
     ],

@@ -1,0 +1,152 @@
+"""FLUX.1 and Chroma on disk: finding out what a file is, and reading it into place.
+
+A transformer is one file in the published layout, with or without `model.diffusion_model.` before its keys, the same in
+several files, or a folder of diffusers. Its sizes are read off the shapes of its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from library.files.shards import open_model
+from library.files.weights import Source, WeightFile, describe_keys, fill_module
+from library.models.attention import AttentionMode
+from library.models.flux.chroma import ChromaTransformer
+from library.models.flux.controlnet import FluxControlNet
+from library.models.flux.layout import flux_shape, flux_sources
+from library.models.flux.model import FluxShape, FluxTransformer, StreamTransformer
+from library.models.flux.variants import Variant, variant_of
+from library.models.kinds import PARTS, kind_of, kind_of_folder, without
+
+FAMILY = "flux"
+LATENT_CHANNELS = 16
+PATCH_CHANNELS = 4 * LATENT_CHANNELS
+
+OnWeight = Callable[[str, Tensor], Tensor]
+
+
+def load_transformer(
+    path: Path,
+    model_type: str,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attention: AttentionMode = AttentionMode.SDPA,
+    on_weight: OnWeight | None = None,
+) -> StreamTransformer:
+    """The transformer at `path`, frozen; `model_type` is what the user says it is.
+
+    Raises:
+        ValueError: the file is of another family, is not what `model_type` says, or does not hold all weights.
+    """
+    with _opened(path) as file:
+        sources = _checked_sources(file, path)
+        _check_type(variant_of(sources), model_type, path)
+        shape = flux_shape(_shapes(sources), path)
+        _check_inputs(shape, path)
+        with torch.device("meta"):
+            model = _build(shape, attention)
+        fill_module(model, sources, dtype, device, on_weight)
+    return model.eval().requires_grad_(False)
+
+
+def read_variant(path: Path, model_type: str) -> Variant:
+    """Which model lies at `path`, by its keys alone.
+
+    Raises:
+        ValueError: it is of another family, or not what `model_type` says.
+    """
+    with _opened(path) as file:
+        variant = variant_of(_checked_sources(file, path))
+    _check_type(variant, model_type, path)
+    return variant
+
+
+def load_controlnet(
+    path: Path, dtype: torch.dtype, device: torch.device | str, attention: AttentionMode = AttentionMode.SDPA
+) -> FluxControlNet:
+    """The ControlNet at `path`, frozen.
+
+    Raises:
+        ValueError: the file is something else, of another layout, or not whole.
+    """
+    with open_model(path) as file:
+        sources = flux_sources(file)
+        if not any(name.startswith("controlnet_blocks.") for name in sources):
+            raise ValueError(f"--controlnet_model_name_or_path: {path} is {_what(file, path)}, not a FLUX ControlNet")
+        if "pos_embed_input.weight" not in sources:
+            raise ValueError(
+                f"--controlnet_model_name_or_path: {path} is a ControlNet of diffusers, which is another network: "
+                "one with the keys input_hint_block and pos_embed_input is needed"
+            )
+        shape = flux_shape(_shapes(sources), path)
+        with torch.device("meta"):
+            model = FluxControlNet(shape, attention)
+        fill_module(model, sources, dtype, device)
+    return model.eval().requires_grad_(False)
+
+
+def _build(shape: FluxShape, attention: AttentionMode) -> StreamTransformer:
+    return ChromaTransformer(shape, attention) if shape.guidance_depth else FluxTransformer(shape, attention)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[WeightFile]:
+    """The transformer's weights of the model at `path`."""
+    place = path
+    if path.is_dir():
+        folder = next((folder for folder in (path / "transformer", path) if folder.is_dir()), path)
+        if folder == path:
+            other = kind_of_folder(path)
+            if other is not None and FAMILY not in other.families:
+                raise ValueError(f"{path} is {other.name}, not FLUX.1 or Chroma: {other.cure}")
+        place = folder
+    with open_model(place) as file:
+        yield file
+
+
+def _checked_sources(file: WeightFile, path: Path) -> dict[str, Source]:
+    keys = file.keys()
+    other = kind_of(keys, without([FAMILY]))
+    if other is not None:
+        raise ValueError(f"{path} is {other.name}, not FLUX.1 or Chroma: {other.cure}")
+    sources = flux_sources(file)
+    if not any(name.startswith("double_blocks.") for name in sources):
+        raise ValueError(f"{path} is {_what(file, path)}, not a FLUX.1 or Chroma transformer")
+    scaled = [key for key in keys if key.endswith((".scale_weight", ".scaled_fp8", "scaled_fp8", ".weight_scale"))]
+    if scaled:
+        raise ValueError(
+            f"{path} holds float8 weights with scales ({describe_keys(scaled, 2)}), which are not read here: give "
+            "the bf16 or plain float8 (e4m3fn) file"
+        )
+    return sources
+
+
+def _what(file: WeightFile, path: Path) -> str:
+    """What a file that is not wanted is, as far as its keys tell."""
+    keys = file.keys()
+    kind = kind_of(keys, [*without([]), *PARTS])
+    return f"something with the keys {describe_keys(keys, 3)}" if kind is None else kind.name
+
+
+def _check_type(variant: Variant, model_type: str, path: Path) -> None:
+    if variant.model_type != model_type:
+        raise ValueError(
+            f"--model_type {model_type} is given, but {path} is {variant.title}: use --model_type {variant.model_type}"
+        )
+
+
+def _check_inputs(shape: FluxShape, path: Path) -> None:
+    if shape.in_channels != PATCH_CHANNELS:
+        raise ValueError(
+            f"{path} takes {shape.in_channels} channels a patch where FLUX.1 takes {PATCH_CHANNELS}: it is made for "
+            "filling in or for control pictures (Fill, Depth, Canny); train on FLUX.1 dev or schnell"
+        )
+
+
+def _shapes(sources: Mapping[str, Source]) -> dict[str, tuple[int, ...]]:
+    return {name: source.shape for name, source in sources.items()}

@@ -1,0 +1,50 @@
+"""Where each token lies, as angles by which queries and keys are turned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+THETA = 10000.0
+TEXT_TOKENS = 512
+"""Tables have rows for this much text at least, so that captions of all lengths share one."""
+
+
+class RopeTables:
+    """Cosines and sines for pictures of any size, made once for each size and kept on the device.
+
+    A head of D channels turns D/8 of them by an index that is always 0, and 7D/16 each by the row and the column of
+    the patch (16, 56 and 56 of 128 in the published models). Text lies at 0 in all three and is not turned.
+    """
+
+    def __init__(self, head_dim: int) -> None:
+        if head_dim % 32:
+            raise ValueError(f"heads of {head_dim} channels cannot share them among three axes: not a multiple of 32")
+        self.axes = (head_dim // 8, head_dim * 7 // 16, head_dim * 7 // 16)
+        self._tables: dict[tuple[int, int, torch.device], Tensor] = {}
+
+    def __call__(self, size: tuple[int, int], text_tokens: int, device: torch.device) -> Tensor:
+        """Cosines and sines for `size` rows and columns of patches, then `text_tokens` of text.
+
+        float32 [2, L + T, 1, 1, D / 2, 1], for queries and keys [B, L + T, 2, H, D / 2, 2].
+        """
+        key = (*size, device)
+        needed = size[0] * size[1] + text_tokens
+        table = self._tables.get(key)
+        if table is None or table.shape[1] < needed:
+            table = self._table(size, max(text_tokens, TEXT_TOKENS)).to(device)
+            self._tables[key] = table
+        return table[:, :needed]
+
+    def _table(self, size: tuple[int, int], text_tokens: int) -> Tensor:
+        """In float64 on the CPU, since some devices have none."""
+        rows, columns = size
+        places = (torch.zeros(rows, columns), torch.arange(rows)[:, None], torch.arange(columns)[None])
+        angles = [
+            place.expand(rows, columns).flatten().double()[:, None]
+            * THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+            for place, dim in zip(places, self.axes)
+        ]
+        image = torch.cat(angles, dim=1)  # [L, D / 2]
+        whole = torch.cat([image, image.new_zeros(text_tokens, image.shape[1])])
+        return torch.stack([whole.cos(), whole.sin()]).float()[:, :, None, None, :, None]

@@ -1,0 +1,211 @@
+"""The blocks of FLUX.1 and Chroma: image and text in two streams that share their attention, then in one.
+
+Modules are named as in the published single files, so that everybody's LoRA names fit. Inside attention the image
+tokens come first and the text tokens after them, so that leaving out the end of a short caption is a view.
+"Scaling Rectified Flow Transformers" (https://arxiv.org/abs/2403.03206) and the reference inference of FLUX.1
+(https://github.com/black-forest-labs/flux).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from library.models.attention import AttentionMode, attention
+
+EPS = 1e-6
+"""Of every norm."""
+
+KeyCounts = tuple[int, ...]
+"""How many keys, from the first, the queries of each row look at."""
+
+
+class DoubleStreamBlock(nn.Module):
+    """Image and text with weights of their own, joined in one attention.
+
+    With `has_modulation` the block turns the conditioning vector into its shifts, scales and gates by itself (FLUX.1);
+    without, it is given these (Chroma).
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int, has_modulation: bool = True) -> None:
+        super().__init__()
+        self.mode = AttentionMode.SDPA
+        self.num_heads = num_heads
+        self.img_mod = Modulation(width, 6) if has_modulation else nn.Identity()
+        self.img_norm1 = LayerNorm(width)
+        self.img_attn = JointAttention(width, num_heads)
+        self.img_norm2 = LayerNorm(width)
+        self.img_mlp = mlp(width, mlp_width)
+        self.txt_mod = Modulation(width, 6) if has_modulation else nn.Identity()
+        self.txt_norm1 = LayerNorm(width)
+        self.txt_attn = JointAttention(width, num_heads)
+        self.txt_norm2 = LayerNorm(width)
+        self.txt_mlp = mlp(width, mlp_width)
+
+    def forward(
+        self, img: Tensor, txt: Tensor, img_cond: Tensor, txt_cond: Tensor, rope: Tensor, keys: KeyCounts | None
+    ) -> tuple[Tensor, Tensor]:
+        """Takes img [B, L, C] and txt [B, T, C], and gives both back.
+
+        `img_cond` and `txt_cond` are the conditioning vector [B, C], or [B, 6, 1, C] for a block without modulation;
+        `rope` is [2, L + T, 1, 1, D / 2, 1]; `keys` None means that everything looks at everything.
+        """
+        img_shift, img_scale, img_gate, img_shift2, img_scale2, img_gate2 = self.img_mod(img_cond).unbind(1)
+        txt_shift, txt_scale, txt_gate, txt_shift2, txt_scale2, txt_gate2 = self.txt_mod(txt_cond).unbind(1)
+        img_qk, img_v = self.img_attn(shift_and_scale(self.img_norm1(img), img_shift, img_scale))
+        txt_qk, txt_v = self.txt_attn(shift_and_scale(self.txt_norm1(txt), txt_shift, txt_scale))
+        qk, v = torch.cat([img_qk, txt_qk], dim=1), torch.cat([img_v, txt_v], dim=1)
+        out = attend(qk, v, rope, keys, self.num_heads, self.mode)
+        img_out, txt_out = out.split([img.shape[1], txt.shape[1]], dim=1)
+        img = torch.addcmul(img, img_gate, self.img_attn.proj(img_out))
+        txt = torch.addcmul(txt, txt_gate, self.txt_attn.proj(txt_out))
+        img = torch.addcmul(img, img_gate2, self.img_mlp(shift_and_scale(self.img_norm2(img), img_shift2, img_scale2)))
+        txt = torch.addcmul(txt, txt_gate2, self.txt_mlp(shift_and_scale(self.txt_norm2(txt), txt_shift2, txt_scale2)))
+        return img, txt
+
+
+class SingleStreamBlock(nn.Module):
+    """Image and text as one sequence; attention and feed-forward side by side.
+
+    "Scaling Vision Transformers to 22 Billion Parameters", https://arxiv.org/abs/2302.05442; `has_modulation` as in
+    `DoubleStreamBlock`.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int, has_modulation: bool = True) -> None:
+        super().__init__()
+        self.mode = AttentionMode.SDPA
+        self.num_heads = num_heads
+        self.sizes = [3 * width, mlp_width]
+        self.linear1 = nn.Linear(width, 3 * width + mlp_width)
+        self.linear2 = nn.Linear(width + mlp_width, width)
+        self.norm = QKNorm(width // num_heads)
+        self.pre_norm = LayerNorm(width)
+        self.mlp_act = nn.GELU(approximate="tanh")
+        self.modulation = Modulation(width, 3) if has_modulation else nn.Identity()
+
+    def forward(self, x: Tensor, cond: Tensor, rope: Tensor, keys: KeyCounts | None) -> Tensor:
+        """Takes x [B, L + T, C] and gives it back; `cond` [B, C] or [B, 3, 1, C], `rope` and `keys` as above."""
+        shift, scale, gate = self.modulation(cond).unbind(1)
+        qkv, hidden = self.linear1(shift_and_scale(self.pre_norm(x), shift, scale)).split(self.sizes, dim=-1)
+        qkv = qkv.unflatten(-1, (3, self.num_heads, -1))
+        qk, v = self.norm(qkv[:, :, :2]), qkv[:, :, 2]
+        out = attend(qk, v, rope, keys, self.num_heads, self.mode)
+        return torch.addcmul(x, gate, self.linear2(torch.cat([out, self.mlp_act(hidden)], dim=-1)))
+
+
+class LastLayer(nn.Module):
+    """Tokens back to patches of latents; `has_modulation` as in `DoubleStreamBlock`."""
+
+    def __init__(self, width: int, out_channels: int, has_modulation: bool = True) -> None:
+        super().__init__()
+        self.norm_final = LayerNorm(width)
+        self.linear = nn.Linear(width, out_channels)
+        # Published as SiLU and Linear; the vector comes here with SiLU applied.
+        self.adaLN_modulation = (
+            nn.Sequential(nn.Identity(), nn.Linear(width, 2 * width), nn.Unflatten(-1, (2, 1, width)))
+            if has_modulation
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Takes x [B, L, C] and cond [B, C] or [B, 2, 1, C] -> [B, L, out_channels]."""
+        shift, scale = self.adaLN_modulation(cond).unbind(1)
+        out: Tensor = self.linear(shift_and_scale(self.norm_final(x), shift, scale))
+        return out
+
+
+class JointAttention(nn.Module):
+    """One stream's share of an attention: its queries, keys and values, and the projection of its answers."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.norm = QKNorm(width // num_heads)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, L, C] -> queries and keys float32 [B, L, 2, H, D], values [B, L, H, D]."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        return self.norm(qkv[:, :, :2]), qkv[:, :, 2]
+
+
+class QKNorm(nn.Module):
+    """Root-mean-square norm of every query and key, in float32."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.query_norm = RMSNorm(dim)
+        self.key_norm = RMSNorm(dim)
+
+    def forward(self, qk: Tensor) -> Tensor:
+        """[B, L, 2, H, D] -> float32, same shape."""
+        scales = torch.stack([self.query_norm.scale, self.key_norm.scale]).float()[:, None]
+        return rms_norm(qk.float()) * scales
+
+
+class RMSNorm(nn.Module):
+    """Division by the root of the mean square, in float32, then a scale of each channel."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D], as `x` in its number format."""
+        return (rms_norm(x.float()) * self.scale.float()).to(x.dtype)
+
+
+class Modulation(nn.Module):
+    """The conditioning vector [B, C], SiLU applied, -> `count` vectors [B, count, 1, C] for a block."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.lin = nn.Linear(width, count * width)
+
+    def forward(self, cond: Tensor) -> Tensor:
+        """-> [B, count, 1, C]"""
+        out: Tensor = self.lin(cond).unflatten(-1, (self.count, 1, -1))
+        return out
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm without weights."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=EPS, elementwise_affine=False)
+
+
+def mlp(width: int, mlp_width: int) -> nn.Sequential:
+    """The feed-forward part of a double block."""
+    return nn.Sequential(nn.Linear(width, mlp_width), nn.GELU(approximate="tanh"), nn.Linear(mlp_width, width))
+
+
+def shift_and_scale(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """X [B, L, C] scaled by 1 + scale and shifted, [B, 1, C] each."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def attend(qk: Tensor, v: Tensor, rope: Tensor, keys: KeyCounts | None, num_heads: int, mode: AttentionMode) -> Tensor:
+    """Attention of the joint sequence: qk [B, L, 2, H, D] normed, v [B, L, H, D] -> [B, L, H * D]."""
+    q, k = rotated(qk, rope).to(v.dtype).unbind(2)
+    return attention(q.flatten(2), k.flatten(2), v.flatten(2), num_heads, mode, keys)
+
+
+def rotated(x: Tensor, rope: Tensor) -> Tensor:
+    """X [B, L, 2, H, D], its pairs of neighbours turned by the angles of `rope` [2, L, 1, 1, D / 2, 1]: cos and sin.
+
+    "RoFormer", https://arxiv.org/abs/2104.09864
+    """
+    cos, sin = rope
+    pairs = x.unflatten(-1, (-1, 2))
+    even, odd = pairs.unbind(-1)
+    turned = torch.stack([-odd, even], dim=-1)
+    return torch.addcmul(pairs * cos, turned, sin).flatten(-2)
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """X [..., D] over the root of its mean square."""
+    return F.rms_norm(x, x.shape[-1:], eps=EPS)
