@@ -47,7 +47,7 @@ class OptimizerFlags:
         None, "key=value, values as Python literals: weight_decay=0.01 betas=0.9,0.999", parse=pairs
     )
     fused_backward_pass: bool = flag(
-        False, "update each weight during backward", unavailable="updates during the backward pass"
+        False, "update each weight during backward and forget its gradient: less memory; with Adafactor"
     )
     unet_lr: float | None = flag(None, "learning rate of the U-Net's part", at_least=0)
     text_encoder_lr: tuple[float, ...] | None = flag(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 
 class MovingWeights:
-    """An exponential moving average over flat buffers of weights (Polyak averaging).
+    """An exponential moving average over weights, best in flat buffers (Polyak averaging).
 
     The share of the old average is `decay`, and less in the first steps, (1 + n) / (10 + n) after n updates, so that
     a short run is not an average over its own beginning. One `lerp` per buffer and update; nothing waits for the
@@ -49,13 +50,21 @@ class MovingWeights:
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continue from `state`; ValueError when it is of other weights."""
-        sizes = [tuple(average.shape) for average in self.averages]
-        found = [tuple(tensor.shape) for name, tensor in state.items() if name != "updates"]
-        if sizes != found:
-            raise ValueError(f"the saved moving average has buffers of {found} numbers, the network {sizes}")
+        mine, found = self._sizes(self.state()), self._sizes(state)
+        if mine != found:
+            there, here = sum(map(math.prod, found)), sum(map(math.prod, mine))
+            raise ValueError(
+                f"the saved moving average is of other weights: {len(found)} tensors with {there:,} numbers, "
+                f"where the run has {len(mine)} with {here:,}"
+            )
         for number, average in enumerate(self.averages):
             average.copy_(state[f"buffer{number}"])
         self.updates = int(state["updates"])
+
+    @staticmethod
+    def _sizes(state: dict[str, Tensor]) -> list[tuple[int, ...]]:
+        """The shapes of the buffers in their order; a file may hold them in another one."""
+        return [tuple(state[f"buffer{number}"].shape) for number in range(len(state) - 1)]
 
     def restart(self) -> None:
         """Begin anew with the weights as they are now."""

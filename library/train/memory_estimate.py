@@ -89,7 +89,7 @@ def estimate_memory(
     needs = [Need(name, weight_bytes(modules, known), "weights of the file") for name, modules in frozen.items()]
     needs += [
         Need("trained weights", of_trained, f"{count:,} numbers"),
-        Need("gradients", of_trained, "one for each"),
+        gradients(settings[OptimizerFlags], parameters),
         Need("optimizer", int(count * state), f"{state:.3g} bytes a number, measured on a small one"),
     ]
     batch_size, (width, height) = largest_batch(data)
@@ -105,6 +105,14 @@ def estimate_memory(
     if on_gpu:
         needs.append(Need("GPU reserve", CUDA_RESERVE, "driver, kernels, workspaces"))
     return Estimate(tuple(needs))
+
+
+def gradients(flags: OptimizerFlags, parameters: Sequence[nn.Parameter]) -> Need:
+    """All gradients at once, or with updates during the backward pass the largest."""
+    sizes = [parameter.nbytes for parameter in parameters]
+    if flags.fused_backward_pass:
+        return Need("gradients", max(sizes, default=0), "one at a time")
+    return Need("gradients", sum(sizes), "one for each")
 
 
 def weight_bytes(modules: Sequence[nn.Module], without: set[int]) -> int:
@@ -198,6 +206,10 @@ def cures(settings: Settings) -> list[str]:
         (precision.mixed_precision == "no", "--mixed_precision=bf16 (fp16 on older GPUs): half the weights"),
         (not _has_fast_attention(settings), "--sdpa: attention that keeps no table of all pairs"),
         (not memory.gradient_checkpointing, "--gradient_checkpointing: about a third slower, much less for a step"),
+        (
+            name == "adafactor" and not optimizer.fused_backward_pass and precision.mixed_precision != "fp16",
+            "--fused_backward_pass: one gradient at a time, without --gradient_accumulation_steps",
+        ),
         (name in ("adamw", "adam"), "--optimizer_type=AdamW8bit: a quarter of the optimizer's state"),
         (
             bool(dataset.dataset_config) or dataset.train_batch_size > 1,

@@ -46,7 +46,7 @@ from library.train.resume import Parts, state_writer
 from library.train.saving import Writer, make_saver
 from library.train.state import ParameterGroups, Plan, Trained, TrainState
 from library.train.step import step_loss, step_seed
-from library.train.updates import Updates
+from library.train.updating import updates_of_run
 from library.train.validation import Validation
 from library.train.watch import Watch
 
@@ -147,12 +147,12 @@ class Trainer(ABC):
             trained_encoders = self.models.text_encoders if self.trained.trains_text_encoder else []
             self.arch.enable_gradient_checkpointing(self.models.denoiser, trained_encoders)
         groups = self.parameter_groups()
-        self.updates = Updates(self.settings, groups, self.accelerator, self.plan)
+        self.updates = updates_of_run(self.settings, groups, self.accelerator, self.plan)
         self.loader = loader_of_run(self.settings, self.data, self.plan, self.accelerator, self.seed)
         judged = (self.settings, self.data.validation, self.arch, self.accelerator, self.seed)
         self.validation = Validation(*judged, self.loader)
         self.stand_at_beginning()
-        seen = (groups, self.updates.flat, self.updates.optimizer)
+        seen = (groups, self.updates.weights, self.updates.optimizer)
         self.watch = Watch(self.settings, self.arch, self.models, *seen)
         page = ReportPage(page_path(self.settings[OutputFlags]), self.announce(groups))
         self.progress = Progress(self.plan, groups.names, self.accelerator, self.settings, self.state.step, page)
@@ -226,7 +226,7 @@ class Trainer(ABC):
                 return
 
     def backward(self, batch: Batch) -> Tensor:
-        """Add one batch's gradient to the flat gradient; the loss comes back as it lies on the device."""
+        """The gradient of one batch; its loss comes back as it lies on the device."""
         seed = step_seed(self.seed, self.accelerator.process_index, self.state.micro_step)
         torch.manual_seed(seed)  # the dropouts of this step
         draws = Draws.seeded(seed, self.device)

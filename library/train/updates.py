@@ -1,6 +1,10 @@
-"""How gradients become new weights: one buffer for both, the optimizer, its schedule and the moving average."""
+"""How gradients become new weights: what every way of doing it has in common, and the usual one."""
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
@@ -17,48 +21,76 @@ from library.train.scheduler import make_scheduler
 from library.train.state import ParameterGroups, Plan
 
 
-class Updates:
-    """The optimizer steps of a run: `backward` for each batch, then `clip`, `step` and `follow`, in this order.
+class Updates(ABC):
+    """The optimizer steps of a run: `backward` for each batch, then `clip`, `step` and `follow`, in this order."""
 
-    Build it when the parameters of `groups` have their final device and dtype; every rank starts from the first one's.
-    """
-
-    def __init__(self, settings: Settings, groups: ParameterGroups, accelerator: Accelerator, plan: Plan) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        accelerator: Accelerator,
+        plan: Plan,
+        groups: list[dict[str, Any]],
+        weights: Sequence[Tensor],
+    ) -> None:
+        """`groups` are those of the optimizer; `weights` hold all that is trained, in as few tensors as possible."""
         flags, decay = settings[OptimizerFlags], settings[EmaFlags].ema_decay
         self.accelerator = accelerator
         self.max_norm = flags.max_grad_norm
-        self.flat = FlatParameters(groups.groups)
-        self.flat.broadcast(from_first_rank)
-        inner = make_optimizer(flags, self.flat.optimizer_groups(is_elementwise(flags)))
-        self.optimizer: AcceleratedOptimizer = accelerator.prepare_optimizer(inner)
+        self.weights = list(weights)
+        self.optimizer: AcceleratedOptimizer = accelerator.prepare_optimizer(make_optimizer(flags, groups))
         self.optimizer.train()  # schedule-free ones start out of training
         self.schedule = make_scheduler(settings[SchedulerFlags], self.optimizer, plan.steps)
-        self.average = None if decay is None else MovingWeights(self.flat.values, decay)
+        self.average = None if decay is None else MovingWeights(self.weights, decay)
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Differentiate the loss of one batch; it counts for one part of as many as are accumulated."""
+
+    @abstractmethod
+    def clip(self) -> Tensor | None:
+        """Bring the gradient to its final value; its norm before it was clipped, on the device, if it was."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """One step of the optimizer and of the schedule; no gradient is left."""
 
     @property
     def scales_losses(self) -> bool:
         """Whether a loss scaler (fp16) handles gradients that overflow."""
         return self.optimizer.scaler is not None
 
+    def follow(self) -> None:
+        """Let the moving average take in the weights of this step, once they are final."""
+        if self.average is not None:
+            self.average.update()
+
+
+class FlatUpdates(Updates):
+    """Gradients are collected in one buffer, averaged over the ranks, clipped together and applied at once.
+
+    Build it when the parameters of `groups` have their final device and dtype; every rank starts from the first one's.
+    """
+
+    def __init__(self, settings: Settings, groups: ParameterGroups, accelerator: Accelerator, plan: Plan) -> None:
+        self.flat = FlatParameters(groups.groups)
+        self.flat.broadcast(from_first_rank)
+        for_optimizer = self.flat.optimizer_groups(is_elementwise(settings[OptimizerFlags]))
+        super().__init__(settings, accelerator, plan, for_optimizer, self.flat.values)
+
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of one batch's loss, divided by the accumulation steps, to the flat gradient."""
-        self.accelerator.backward(loss)
+        """Add the gradient of one batch to the buffer."""
+        self.accelerator.backward(loss)  # divides by the accumulation steps
 
     def clip(self) -> Tensor | None:
-        """Average the gradient over the ranks and clip it; its norm before, on the device, if --max_grad_norm clips."""
+        """Average the gradient over the ranks and clip all of it by its joint norm."""
         self.flat.all_reduce(mean_of_ranks)
         if self.optimizer.scaler is not None:
             self.accelerator.unscale_gradients(self.optimizer)
         return self.flat.clip_(self.max_norm) if self.max_norm else None
 
     def step(self) -> None:
-        """One optimizer step and one of the schedule; the gradient is cleared."""
+        """One step of the optimizer and of the schedule, and a buffer of zeros."""
         self.optimizer.step()
         if not self.optimizer.step_was_skipped:  # by the loss scaler of fp16
             self.schedule.step()
         self.flat.zero_grad()
-
-    def follow(self) -> None:
-        """Let the moving average take in the weights of this step, once they are final."""
-        if self.average is not None:
-            self.average.update()

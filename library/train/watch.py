@@ -21,7 +21,6 @@ from library.flags.settings import Settings
 from library.models.architecture import Architecture
 from library.train.diagnosis import likely_causes
 from library.train.exit_codes import ExitCode, RunError
-from library.train.flat_parameters import FlatParameters
 from library.train.progress import ScalarReader
 from library.train.saving import last_name
 from library.train.state import Models, ParameterGroups
@@ -68,14 +67,14 @@ class Watch:
         arch: Architecture,
         models: Models,
         groups: ParameterGroups,
-        flat: FlatParameters,
+        weights: Sequence[Tensor],
         optimizer: Optimizer,
     ) -> None:
         self.settings = settings
         self.arch = arch
         self.models = models
         self.groups = groups
-        self.flat = flat
+        self.weights = weights
         self.optimizer = optimizer
         self.most = settings[StrictFlags].max_nonfinite_steps
         self.start_norms = self._tensor_norms()
@@ -113,7 +112,7 @@ class Watch:
         if self._updates == FIRST_LOOK:
             self._look_for_movement(step)
         if self._updates % EVERY == 0:
-            self._judge_size(self._sizes.exchange(_norm(self.flat.values)), step)
+            self._judge_size(self._sizes.exchange(_norm(self.weights)), step)
 
     def finish_epoch(self, memory: Mapping[str, float]) -> None:
         """An epoch is done; `memory` holds how many GB are in use, by what for."""
@@ -145,7 +144,7 @@ class Watch:
 
     def weights_are_finite(self) -> bool:
         """Whether no weight is infinite or not a number. Waits for the device."""
-        return all(bool(values.isfinite().all()) for values in self.flat.values)
+        return all(bool(values.isfinite().all()) for values in self.weights)
 
     def _judge_loss(self, value: float | None) -> None:
         if value is None:

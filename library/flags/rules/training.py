@@ -49,6 +49,27 @@ TRAINING = Rules(
             "choose --lr_scheduler=constant_with_warmup (or cosine, linear, ...), or --lr_warmup_steps=0",
         ),
         Rule(
+            "updates during backward with another optimizer than Adafactor",
+            lambda fused_backward_pass, optimizer_type: bool(
+                fused_backward_pass and optimizer_type.lower() != "adafactor"
+            ),
+            "--fused_backward_pass needs --optimizer_type=Adafactor: others look at all gradients at once",
+        ),
+        Rule(
+            "updates during backward with accumulation",
+            lambda fused_backward_pass, gradient_accumulation_steps: (
+                fused_backward_pass and gradient_accumulation_steps > 1
+            ),
+            "--fused_backward_pass keeps no gradient to add to: leave it or "
+            "--gradient_accumulation_steps={gradient_accumulation_steps} out",
+        ),
+        Rule(
+            "updates during backward with scaled losses",
+            lambda fused_backward_pass, mixed_precision: fused_backward_pass and mixed_precision == "fp16",
+            "--fused_backward_pass cannot skip a step whose gradients overflow, as {mixed_precision} needs: "
+            "use --mixed_precision=bf16",
+        ),
+        Rule(
             "ranks from no file",
             lambda dim_from_weights, network_weights: dim_from_weights and not network_weights,
             "--dim_from_weights needs --network_weights, the file to take ranks from",

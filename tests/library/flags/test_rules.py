@@ -26,6 +26,13 @@ MISTAKES = {
     "full_fp16 without fp16": "--full_fp16 --mixed_precision=bf16",
     "full_bf16 without bf16": "--full_bf16",
     "warm-up with a schedule that has none": "--lr_warmup_steps=10",
+    "updates during backward with another optimizer than Adafactor": "--fused_backward_pass",
+    "updates during backward with accumulation": (
+        "--fused_backward_pass --optimizer_type=Adafactor --gradient_accumulation_steps=2"
+    ),
+    "updates during backward with scaled losses": (
+        "--fused_backward_pass --optimizer_type=adafactor --mixed_precision=fp16"
+    ),
     "ranks from no file": "--dim_from_weights",
     "nothing left to train": "--network_train_unet_only --network_train_text_encoder_only",
     "more multipliers than base weights": "--base_weights_multiplier 0.5",
@@ -48,6 +55,7 @@ ALLOWED = [
     "--full_bf16 --mixed_precision=bf16",
     "--lr_warmup_steps=10 --lr_scheduler=constant_with_warmup",
     "--lr_warmup_steps=0",
+    "--fused_backward_pass --optimizer_type=AdaFactor --mixed_precision=bf16",
     "--log_with=tensorboard --logging_dir=logs",
     "--persistent_data_loader_workers",
 ]

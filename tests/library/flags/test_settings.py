@@ -22,7 +22,7 @@ Refused = Callable[..., list[str]]
 UNAVAILABLE = """
     fp8_base fp8_base_unet cpu_offload_checkpointing torch_compile dynamo_backend deepspeed zero_stage
     offload_optimizer_device offload_optimizer_nvme_path offload_param_device offload_param_nvme_path zero3_init_flag
-    zero3_save_16bit_model fp16_master_weights_and_gradients fused_backward_pass
+    zero3_save_16bit_model fp16_master_weights_and_gradients
 """.split()
 
 

@@ -9,7 +9,7 @@ from library.flags.dataset import CacheFlags
 from library.flags.optimizer import OptimizerFlags
 from library.flags.run import AttentionFlags, MemoryFlags, PrecisionFlags
 from library.flags.settings import Settings
-from library.train.memory_estimate import Estimate, Need, cures, optimizer_bytes
+from library.train.memory_estimate import Estimate, Need, cures, gradients, optimizer_bytes
 from library.train.peak_memory import LiveBytes, step_peak
 
 
@@ -83,3 +83,9 @@ def test_the_table_adds_up() -> None:
     estimate = Estimate((Need("denoiser", 1_500_000_000, "weights"), Need("gradients", 250_000_000, "one for each")))
     assert estimate.total == 1_750_000_000
     assert estimate.table().rows[-1][:2] == ("in all", "1.75 GB")
+
+
+def test_updates_during_backward_hold_one_gradient_at_a_time() -> None:
+    parameters = [nn.Parameter(torch.zeros(size)) for size in (10, 30, 20)]
+    assert gradients(OptimizerFlags(), parameters) == Need("gradients", 240, "one for each")
+    assert gradients(OptimizerFlags(fused_backward_pass=True), parameters) == Need("gradients", 120, "one at a time")

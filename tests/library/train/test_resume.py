@@ -42,6 +42,10 @@ FEATURES = {
         *("--optimizer_args", "relative_step=False", "scale_parameter=False", "beta1=0.9"),
         *("--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", "5", "--max_grad_norm", "0"),
     ),
+    "Adafactor during the backward pass": (
+        *("--cache_latents", "--max_train_steps", "5", "--optimizer_type", "Adafactor", "--fused_backward_pass"),
+        *("--optimizer_args", "relative_step=False", "--lr_scheduler", "constant_with_warmup", "--ema_decay", "0.8"),
+    ),
     "Lion, a schedule class": (
         *(*CACHED, "--max_train_steps", "5", "--optimizer_type", "Lion"),
         *("--lr_scheduler_type", "CosineAnnealingLR", "--lr_scheduler_args", "T_max=5"),

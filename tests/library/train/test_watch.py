@@ -59,7 +59,7 @@ def small_watch(rate: float = 1e-4, most: int = 3, folder: Path = Path(".")) -> 
     flat = FlatParameters(groups.groups)
     optimizer = torch.optim.SGD(flat.optimizer_groups(True), lr=rate)
     settings = Settings.of(StrictFlags(max_nonfinite_steps=most), OutputFlags(output_dir=str(folder), output_name="n"))
-    return Watch(settings, None, Models([], nn.Identity()), groups, flat, optimizer), down, up  # type: ignore[arg-type]
+    return Watch(settings, None, Models([], nn.Identity()), groups, flat.values, optimizer), down, up  # type: ignore[arg-type]
 
 
 def batch(name: str, latents: Tensor | None = None) -> Batch:

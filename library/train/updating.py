@@ -1,0 +1,17 @@
+"""Which way of updating the weights the settings ask for."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+
+from library.flags.optimizer import OptimizerFlags
+from library.flags.settings import Settings
+from library.train.fused_updates import FusedUpdates
+from library.train.state import ParameterGroups, Plan
+from library.train.updates import FlatUpdates, Updates
+
+
+def updates_of_run(settings: Settings, groups: ParameterGroups, accelerator: Accelerator, plan: Plan) -> Updates:
+    """What moves the weights of `groups`, which have their final device and dtype."""
+    kind = FusedUpdates if settings[OptimizerFlags].fused_backward_pass else FlatUpdates
+    return kind(settings, groups, accelerator, plan)
