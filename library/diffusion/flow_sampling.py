@@ -18,12 +18,12 @@ def sampling_schedule(steps: int, shift: float = 1.0) -> Tensor:
 def integrate(model: Callable[[Tensor, Tensor], Tensor], schedule: Tensor, noise: Tensor) -> Tensor:
     """Latents [B, C, h, w] in float32, from `noise` along the velocities that `model` gives (Euler's method).
 
-    `model` takes x of the dtype of `noise` and the timestep [B], 1000 to 0, and answers with the velocity from
-    picture to noise. It is called once for each step, never at 0. `schedule` [steps + 1] lies on the CPU.
+    `model` takes x in float32 and the timestep [B], 1000 to 0, and answers with the velocity from picture to noise.
+    It is called once for each step, never at 0. `schedule` [steps + 1] lies on the CPU.
     """
     levels = schedule.tolist()
     x = noise.float()
     for level, following in zip(levels[:-1], levels[1:], strict=True):
         t = torch.full((len(x),), NUM_TIMESTEPS * level, device=x.device)
-        x = x + (following - level) * model(x.to(noise.dtype), t).float()
+        x = x + (following - level) * model(x, t).float()
     return x

@@ -1,5 +1,6 @@
 """Training of flow models: at which noise levels they learn, and what their answer is taken for."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from library.flags.declare import flag
@@ -47,3 +48,27 @@ class WeightingFlags:
     logit_mean: float = flag(0.0, "middle of logit_normal: above 0 less noise, below 0 more")
     logit_std: float = flag(1.0, "spread of logit_normal", at_least=0.0)
     mode_scale: float = flag(1.29, "how strongly mode prefers the middle")
+
+
+_NO_SNR = "the weights of flow models come from --weighting_scheme"
+_PLAIN_NOISE = "flow models are trained with plain noise"
+_EULER = "flow models make pictures with Euler steps"
+_OTHER_MODEL = "it is about Stable Diffusion"
+
+IDLE_WITH_FLOW: Mapping[str, str] = {
+    "noise_offset": _PLAIN_NOISE,
+    "noise_offset_random_strength": _PLAIN_NOISE,
+    "multires_noise_iterations": _PLAIN_NOISE,
+    "multires_noise_discount": _PLAIN_NOISE,
+    "adaptive_noise_scale": _PLAIN_NOISE,
+    "zero_terminal_snr": "the schedule of a flow model ends at pure noise",
+    "min_snr_gamma": _NO_SNR,
+    "debiased_estimation_loss": _NO_SNR,
+    "scale_v_pred_loss_like_noise_pred": _NO_SNR,
+    "v_pred_like_loss": _NO_SNR,
+    "sample_sampler": _EULER,
+    "v2": _OTHER_MODEL,
+    "v_parameterization": _OTHER_MODEL,
+    "clip_skip": _OTHER_MODEL,
+}
+"""Flags of every trainer that do nothing in training a flow model -> why."""

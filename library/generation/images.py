@@ -44,6 +44,15 @@ def save_png(image: Image.Image, path: Path) -> None:
     image.save(path, format="PNG")
 
 
+def free_name(path: Path) -> Path:
+    """`path`, or with a number behind its name where there is such a file already."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_stem(f"{path.stem}_{number}")
+    return free
+
+
 def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], columns: int, gap: int = 8) -> Image.Image:
     """`images` in rows of `columns` on white, each with its caption below, in cells as large as the largest."""
     assert images and len(images) == len(captions) and columns > 0

@@ -39,6 +39,15 @@ class Condition:
         text = {name: value[index] for name, value in self.text.items()}
         return Condition(text, pick(self.sizes), pick(self.guidance))
 
+    def followed_by(self, other: Condition) -> Condition:
+        """A batch of these rows and then those of `other`, which is told the same kinds of things."""
+
+        def join(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+            return None if first is None or second is None else torch.cat([first, second])
+
+        text = {name: torch.cat([value, other.text[name]]) for name, value in self.text.items()}
+        return Condition(text, join(self.sizes, other.sizes), join(self.guidance, other.guidance))
+
 
 @dataclass(frozen=True)
 class ImageRequest:

@@ -28,6 +28,7 @@ ADAPTERS = {
     "samplers": ["genimg_samplers"],
     "flux": ["flux_dev", "flux_schnell", "flux_diffusers_layout", "flux_controlnet", "chroma"],
     "flow_schedule": ["flux_schedule"],
+    "flux_denoise": ["flux_denoise"],
 }
 
 

@@ -1,9 +1,10 @@
 """What may be said about FLUX.1 and Chroma models."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from library.flags.declare import flag
-from library.flags.flow import FlowFlags, WeightingFlags
+from library.flags.flow import IDLE_WITH_FLOW, FlowFlags, WeightingFlags
 from library.flags.trainers import TRAIN_NETWORK
 
 SWAP = "blocks in main memory"
@@ -55,3 +56,10 @@ FLUX_TRAIN_NETWORK: tuple[type, ...] = (
     WeightingFlags,
     FluxTrainingFlags,
 )
+
+FLUX_IDLE: Mapping[str, str] = {
+    **IDLE_WITH_FLOW,
+    "vae": "the autoencoder is the file of --ae",
+    "max_token_length": "CLIP-L reads 77 tokens, and --t5xxl_max_token_length is for T5-XXL",
+}
+"""Flags of every trainer that do nothing with FLUX.1 and Chroma -> why."""
