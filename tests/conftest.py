@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from demo_folder import DemoFolder, write_demo
+
+os.environ.setdefault("MKL_CBWR", "AUTO")  # before the first matrix product, as a run does
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -51,6 +51,7 @@ def make_accelerator(settings: Settings) -> Accelerator:
     """
     precision, logs = settings[PrecisionFlags], settings[LoggingFlags]
     _check_precision(settings)
+    repeatable_matrix_products()
     trackers = wanted_trackers(logs)
     timeout = settings[DistributedFlags].ddp_timeout
     accelerator = Accelerator(
@@ -63,6 +64,15 @@ def make_accelerator(settings: Settings) -> Accelerator:
     if precision.full_fp16 and accelerator.scaler is not None:
         accelerator.scaler = HalfGradScaler(accelerator.device.type)
     return accelerator
+
+
+def repeatable_matrix_products() -> None:
+    """Let MKL give equal products for equal factors, unless the user chose otherwise.
+
+    By default, with several threads on CPUs that have AVX-512, the last bits differ from run to run. MKL reads the
+    variable at the first product of a process.
+    """
+    os.environ.setdefault("MKL_CBWR", "AUTO")
 
 
 def weight_dtype(flags: PrecisionFlags) -> torch.dtype:

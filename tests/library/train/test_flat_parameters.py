@@ -41,8 +41,10 @@ def test_adamw_on_flat_parameters_equals_adamw_on_each(elementwise: bool) -> Non
         for part in range(2):  # two backwards: gradients accumulate in place
             backward(plain, 2 * step + part)
             backward(flat_net, 2 * step + part)
-        norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.05)
-        assert torch.allclose(flat.clip_(0.05), norm, rtol=1e-6, atol=0)
+        # Of the same gradients: those of the other net differ by the roundings of the steps before.
+        own = torch.cat([parameter.grad.flatten() for parameter in flat_net.parameters()]).double().norm()
+        assert flat.clip_(0.05).item() == pytest.approx(own.item(), rel=1e-6)
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.05)
         plain_optimizer.step()
         flat_optimizer.step()
         flat.check()
