@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from demo_flux_folder import FluxDemo, write_flux_demo
 from demo_folder import DemoFolder, write_demo
 
 os.environ.setdefault("MKL_CBWR", "AUTO")  # before the first matrix product, as a run does
@@ -31,6 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def small_sd(tmp_path_factory: pytest.TempPathFactory) -> DemoFolder:
     """A small SD 1.x checkpoint with tokenizer, captioned pictures, dataset TOML and prompts; do not write into it."""
     return write_demo(tmp_path_factory.mktemp("small_sd"))
+
+
+@pytest.fixture(scope="session")
+def small_flux(tmp_path_factory: pytest.TempPathFactory) -> FluxDemo:
+    """Small FLUX.1 and Chroma models with their parts, tokenizers, pictures and prompts; do not write into it."""
+    return write_flux_demo(tmp_path_factory.mktemp("small_flux"))
 
 
 @pytest.fixture(scope="session")

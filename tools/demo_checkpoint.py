@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,9 +32,10 @@ class Sizes:
 def small_checkpoint(sizes: Sizes, seed: int = 0) -> dict[str, Tensor]:
     """Every weight of the model as float32, the same for the same `sizes` and `seed`."""
     shapes = {**unet_shapes(sizes), **text_shapes(sizes), **vae_shapes(sizes)}
-    tensors = {key: _drawn(key, shape, seed) for key, shape in shapes.items()}
+    tensors = {key: drawn(key, shape, seed) for key, shape in shapes.items()}
     tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
-    _let_the_vae_copy_colours(tensors, sizes.vae)
+    vae = {key.removeprefix("first_stage_model."): value for key, value in tensors.items() if "first_stage" in key}
+    let_the_vae_copy_colours(vae, LATENT_GAIN)
     _let_the_unet_start_from_its_input(tensors, sizes.unet[0])
     return tensors
 
@@ -168,7 +169,7 @@ def _vae_residual(width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     )
 
 
-def _drawn(key: str, shape: tuple[int, ...], seed: int) -> Tensor:
+def drawn(key: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """Norms near the identity, small biases, matrices that keep the size of what passes through them."""
     digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
@@ -178,14 +179,14 @@ def _drawn(key: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return values / math.sqrt(math.prod(shape[1:]))
 
 
-def _let_the_vae_copy_colours(tensors: dict[str, Tensor], width: int) -> None:
-    """Make latents of averaged colours and pictures of smoothed latents, so that pictures can be looked at.
+def let_the_vae_copy_colours(vae: Mapping[str, Tensor], gain: float) -> None:
+    """Make latents of averaged colours times `gain`, and pictures of smoothed latents, so that they can be looked at.
 
     Residual blocks and attention add nothing. Channels 0 to 2 carry red, green and blue through the network, 3 their
     mean, and 4 to 7 the same with the sign turned: silu(x) - silu(-x) = x undoes the activation before the last layer.
     The group norm before it has one channel a group, so that pictures keep their colours relative to their mean.
+    Latents beyond the fourth are 0.
     """
-    vae = {key.removeprefix("first_stage_model."): value for key, value in tensors.items() if "first_stage" in key}
     for key, value in vae.items():
         last = ".conv2." in key or ".proj_out." in key
         if last or key.endswith("bias") or "norm" in key or ".conv_" in key or "sample" in key or "quant" in key:
@@ -193,21 +194,23 @@ def _let_the_vae_copy_colours(tensors: dict[str, Tensor], width: int) -> None:
     signs = torch.tensor([1.0, -1.0])
     colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1 / 3, 1 / 3, 1 / 3]])
     vae["encoder.conv_in.weight"][:8, :, 1, 1] = (signs[:, None, None] * colours).reshape(8, 3)
-    vae["decoder.conv_in.weight"][:8, :, 1, 1] = (signs[:, None, None] * torch.eye(4)).reshape(8, 4) / LATENT_GAIN
-    smooth = torch.tensor([0.25, 0.5, 0.25])
+    vae["decoder.conv_in.weight"][:8, :4, 1, 1] = (signs[:, None, None] * torch.eye(4)).reshape(8, 4) / gain
+    width, smooth = len(vae["encoder.conv_in.weight"]), torch.tensor([0.25, 0.5, 0.25])
     for key, value in vae.items():
         if key.endswith("downsample.conv.weight"):
             value[range(width), range(width), :2, :2] = 0.25
         if key.endswith("upsample.conv.weight"):
             value[range(width), range(width)] = smooth[:, None] * smooth
     for channel in range(4):
-        out = torch.tensor([LATENT_GAIN, -LATENT_GAIN])
-        vae["encoder.conv_out.weight"][channel, [channel, channel + 4], 1, 1] = out
+        vae["encoder.conv_out.weight"][channel, [channel, channel + 4], 1, 1] = gain * signs
     for channel in range(3):
         vae["decoder.conv_out.weight"][channel, [channel, channel + 4], 1, 1] = 0.5 * signs
-    vae["quant_conv.weight"][:, :, 0, 0] = torch.eye(8)
-    vae["quant_conv.bias"][4:] = -10.0  # the log of the variance: encoding is almost without chance
-    vae["post_quant_conv.weight"][:, :, 0, 0] = torch.eye(4)
+    moments = "quant_conv" if "quant_conv.bias" in vae else "encoder.conv_out"
+    logvar = vae[f"{moments}.bias"]
+    logvar[len(logvar) // 2 :] = -10.0  # the log of the variance: encoding is almost without chance
+    for name in ("quant_conv", "post_quant_conv"):
+        if f"{name}.weight" in vae:
+            vae[f"{name}.weight"][:, :, 0, 0] = torch.eye(len(vae[f"{name}.weight"]))
 
 
 def _let_the_unet_start_from_its_input(tensors: dict[str, Tensor], width: int) -> None:
