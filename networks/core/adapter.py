@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.core.low_rank import low_rank_conv, low_rank_linear, low_rank_onto
+from networks.core.low_rank import FrozenWeight, low_rank_conv, low_rank_linear, low_rank_onto
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ class AdaptedLinear(nn.Linear):
 
     _held: tuple[LoraAdapter]
     _base_forward: Callable[[Tensor], Tensor] | None
+    _handle: FrozenWeight | None
     _down: dict[str, Tensor]
     _up: dict[str, Tensor]
 
@@ -135,9 +136,11 @@ class AdaptedLinear(nn.Linear):
         if adapter.drops or adapter.strength.rows is not None:
             rank_scale = adapter.rank_scale(len(input), tuple(input.shape[1:-1]), input.dim() - 1, input)
         down, up = self._down["weight"], self._up["weight"]
+        own, handle = self._parameters, self._handle
+        if handle is not None:
+            return low_rank_linear(input, handle, own["bias"], down, up, factor, rank_scale)
         if base_forward is not None:
             return low_rank_onto(base_forward(input), input, down, up, factor, rank_scale)
-        own = self._parameters
         return low_rank_linear(input, own["weight"], own["bias"], down, up, factor, rank_scale)  # type: ignore[arg-type]
 
 
@@ -184,8 +187,9 @@ def stand_in(parent: nn.Module, attribute: str, adapter: LoraAdapter) -> None:
     """Put a layer with `adapter` in the place of the layer `attribute` of `parent`.
 
     The two share everything, the very dictionary of parameters included, so that whoever moves or replaces a weight
-    through one of them does so for both. A layer with its own `forward` (quantised weights, another adapter) keeps
-    doing its own arithmetic. The adapter does not become a child of the model.
+    through one of them does so for both. A layer with its own `forward` (another adapter) keeps doing its own
+    arithmetic; of a layer that looks its weight up, the handle is used. The adapter does not become a child of the
+    model.
     """
     base = getattr(parent, attribute)
     kind: type[nn.Module] = AdaptedConv2d if isinstance(base, nn.Conv2d) else AdaptedLinear
@@ -196,6 +200,7 @@ def stand_in(parent: nn.Module, attribute: str, adapter: LoraAdapter) -> None:
     layer.__dict__.update(
         _held=(adapter,),
         _base_forward=None if _is_plain(base) else base.forward,
+        _handle=base.forward if isinstance(base.forward, FrozenWeight) else None,
         _down=adapter.lora_down._parameters,
         _up=adapter.lora_up._parameters,
     )

@@ -9,7 +9,7 @@ each gradient back to the dtype of its tensor.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -19,23 +19,38 @@ Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
 """Stride, padding, dilation and groups of a convolution."""
 
 
+@runtime_checkable
+class FrozenWeight(Protocol):
+    """A weight that is looked up each time it is needed: its numbers may be rounded, or be on their way to the device.
+
+    Nothing of it is kept for backward, which looks it up again.
+    """
+
+    def read(self, dtype: torch.dtype) -> Tensor:
+        """The weight in `dtype`."""
+        ...
+
+
 def low_rank_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | FrozenWeight,
     bias: Tensor | None,
     down: Tensor,
     up: Tensor,
     factor: float,
     rank_scale: Tensor | None = None,
 ) -> Tensor:
-    """A linear layer with its adapter: x [..., C], weight [O, C], down [r, C], up [O, r] -> [..., O].
+    """A linear layer with its adapter: x [..., C], weight [O, C] or a handle, down [r, C], up [O, r] -> [..., O].
 
     `rank_scale` [B, 1.., r] or [..., r] multiplies `down(x)` and gets no gradient.
     """
-    arguments = (x, weight, bias, down, up, factor, rank_scale, compute_dtype(x))
+    dtype = compute_dtype(x)
     if torch.compiler.is_compiling():
-        return _LowRankLinear.apply(*arguments)
-    return _apply_linear(*arguments)
+        if not isinstance(weight, Tensor):  # the compiler itself sees that only the rounded weight need be kept
+            y = F.linear(x.to(dtype), weight.read(dtype), None if bias is None else bias.to(dtype))
+            return low_rank_onto(y, x, down, up, factor, rank_scale)
+        return _LowRankLinear.apply(x, weight, bias, down, up, factor, rank_scale, dtype)
+    return _apply_linear(x, weight, bias, down, up, factor, rank_scale, dtype)
 
 
 def low_rank_onto(
@@ -86,7 +101,7 @@ class _LowRankLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        weight: Tensor | FrozenWeight,
         bias: Tensor | None,
         down: Tensor,
         up: Tensor,
@@ -94,17 +109,19 @@ class _LowRankLinear(torch.autograd.Function):
         rank_scale: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
-        base, base_bias = weight, bias
-        if not (x.dtype == weight.dtype == down.dtype == dtype):
-            x, base, down, up = x.to(dtype), weight.to(dtype), down.to(dtype), up.to(dtype)
-            base_bias = None if bias is None else bias.to(dtype)
+        base, base_bias = weight if isinstance(weight, Tensor) else weight.read(dtype), bias
+        if not (x.dtype == base.dtype == down.dtype == dtype):
+            x, base, down, up = x.to(dtype), base.to(dtype), down.to(dtype), up.to(dtype)
+        if bias is not None and bias.dtype != dtype:
+            base_bias = bias.to(dtype)
         x = x.contiguous()
         y = F.linear(x, base, base_bias)
         rows = x.view(-1, x.shape[-1])
         h = _scaled_rows(F.linear(rows, down), x, rank_scale)
         y.view(-1, y.shape[-1]).addmm_(h, up.t(), alpha=factor)
-        ctx.save_for_backward(rows, weight, down, up, h, rank_scale)
-        ctx.factor = factor
+        handle = None if isinstance(weight, Tensor) else weight
+        ctx.save_for_backward(rows, None if handle else weight, down, up, h, rank_scale)
+        ctx.factor, ctx.handle = factor, handle
         # F.linear answers with a view of its rows, which nobody could change in place after this; .data is no view.
         return y.data
 
@@ -120,7 +137,7 @@ class _LowRankLinear(torch.autograd.Function):
             if needs[3]:
                 d_down = torch.addmm(down, dh.t(), x, beta=0, alpha=factor)
             if needs[0]:
-                base = weight if weight.dtype == dy.dtype else weight.to(dy.dtype)
+                base = weight.to(dy.dtype) if ctx.handle is None else ctx.handle.read(dy.dtype)
                 dx = dy.mm(base).addmm_(dh, down, alpha=factor).view(*shape[:-1], x.shape[1])
         if needs[4]:
             d_up = torch.addmm(up, dy.t(), h, beta=0, alpha=factor)

@@ -29,6 +29,7 @@ ADAPTERS = {
     "flux": ["flux_dev", "flux_schnell", "flux_diffusers_layout", "flux_controlnet", "chroma"],
     "flow_schedule": ["flux_schedule"],
     "flux_denoise": ["flux_denoise"],
+    "fp8": ["fp8_scaled_quant"],
 }
 
 

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from library.memory.fp8 import Format, Quantizer, Scaling, dequantize, quantize
+
+E4M3 = torch.float8_e4m3fn
+
+
+@pytest.mark.parametrize(
+    ("scaling", "shape", "scale_shape"),
+    [
+        (Scaling.TENSOR, (6, 128), ()),
+        (Scaling.CHANNEL, (6, 128), (6, 1)),
+        (Scaling.BLOCK, (6, 128), (6, 2, 1)),
+        (Scaling.BLOCK, (6, 96), (6, 1)),
+        (Scaling.BLOCK, (6, 4, 3, 3), ()),
+        (Scaling.CHANNEL, (6, 4, 1, 1), ()),
+    ],
+)
+def test_a_scale_belongs_to_the_tensor_a_row_or_a_block_of_columns(
+    scaling: Scaling, shape: tuple[int, ...], scale_shape: tuple[int, ...]
+) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    rounded, scale = quantize(weight, Format(scaling))
+    assert scale is not None
+    assert (rounded.dtype, rounded.shape, scale.shape) == (E4M3, weight.shape, scale_shape)
+    back = dequantize(rounded, scale, torch.float32)
+    # Three bits after the leading one: at most a sixteenth of each number, or of the smallest normal one.
+    assert ((back - weight).abs() <= weight.abs() / 16 + scale.max() * 2**-9).all()
+
+
+def test_the_largest_number_of_a_share_becomes_the_largest_of_the_format_and_zeros_stay() -> None:
+    weight = torch.zeros(2, 64)
+    weight[0, 3] = -0.02
+    rounded, scale = quantize(weight)
+    assert scale is not None
+    assert rounded.float()[0, 3] == -448.0 and float(scale[0, 0]) == pytest.approx(0.02 / 448, rel=1e-6)
+    assert (rounded.float()[1] == 0).all() and float(scale[1, 0]) == pytest.approx(1e-8, rel=1e-6)
+
+
+def test_a_scale_has_the_dtype_of_the_weight_and_without_scaling_there_is_none() -> None:
+    weight = torch.randn(4, 64).bfloat16()
+    assert quantize(weight)[1].dtype == torch.bfloat16  # type: ignore[union-attr]
+    rounded, scale = quantize(weight, Format(Scaling.NONE))
+    assert scale is None and torch.equal(rounded, weight.to(E4M3))
+
+
+def test_the_quantizer_takes_matrices_of_the_layers_it_is_told_and_nothing_else() -> None:
+    take = Quantizer(Format(), targets=("blocks",), excluded=("norm", "_emb"))
+    for name in ("blocks.0.norm.weight", "blocks.0.lin.bias", "time_emb.weight", "img_in.weight"):
+        value = torch.randn(4, 64) if name != "blocks.0.lin.bias" else torch.randn(4)
+        assert take(name, value) is value
+    assert take("blocks.0.lin.weight", torch.randn(4, 64)).dtype == E4M3
+    assert list(take.scales) == ["blocks.0.lin"]
+
+
+def test_a_file_in_float8_is_used_as_it_is_without_scales_and_refused_with_them() -> None:
+    stored = torch.randn(4, 64).to(E4M3)
+    assert Quantizer(Format(Scaling.NONE))("a.weight", stored) is stored
+    bias = torch.randn(4).to(E4M3)
+    assert torch.equal(Quantizer(Format(Scaling.NONE))("a.bias", bias), bias.to(torch.bfloat16))
+    with pytest.raises(ValueError, match="a.weight is float8_e4m3fn in the file already.*--fp8_base instead"):
+        Quantizer(Format())("a.weight", stored)
+    with pytest.raises(ValueError, match="float8_e5m2 in the file; of these formats float8_e4m3fn"):
+        Quantizer(Format(Scaling.NONE))("a.weight", torch.randn(4, 64).to(torch.float8_e5m2))
