@@ -131,7 +131,8 @@ def fill_module(
     """Give a module built on the meta device its weights, key by key, so that one tensor is in the air at a time.
 
     `sources` name every parameter and persistent buffer of `module`. Floating tensors are cast to `dtype`, integers
-    keep theirs; `on_weight` sees each name and cast value, and its answer takes the value's place. The weight of a
+    keep theirs; `on_weight` sees each name and value as stored and answers with what takes its place: what is in float8
+    stays so. The weight of a
     1x1 convolution fills a linear layer and the other way round, since the numbers are the same. On the device "meta"
     keys and shapes are checked and nothing is read.
 
@@ -146,10 +147,10 @@ def fill_module(
     owners = dict(module.named_modules())
     for name, placeholder in wanted.items():
         value = sources[name].read().reshape(placeholder.shape)
-        value = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
         if on_weight is not None:
-            value = on_weight(name, value)
-        _put(owners, name, value)
+            value = on_weight(name, value.to(device))
+        stays = not value.is_floating_point() or (on_weight is not None and value.element_size() == 1)
+        _put(owners, name, value.to(device=device, dtype=None if stays else dtype))
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         assert not tensor.is_meta, f"{name} was built on the meta device and no file fills it"
         if name not in wanted:

@@ -51,17 +51,16 @@ class Checkpointed:
         self._layers = [layer for _, layer in frozen_layers(block)]
         self._contexts = functools.partial(selective_contexts, self._layers)
 
-    def __call__(self, *inputs: Any) -> Any:
-        """The answer of the block."""
-        if not torch.is_grad_enabled():
-            return self.inside(*inputs)
-        choice = self.policy(inputs)
+    def __call__(self, *inputs: Any, **settings: Any) -> Any:
+        """The answer of the block; `settings` are no tensors."""
+        inside = functools.partial(self.inside, **settings) if settings else self.inside
+        choice = self.policy(inputs) if torch.is_grad_enabled() else Recompute.NOTHING
         if choice is Recompute.NOTHING:
-            return self.inside(*inputs)
+            return inside(*inputs)
         if choice is Recompute.ELEMENTWISE:
-            return checkpoint(self.inside, *inputs, use_reentrant=False, context_fn=self._contexts)
+            return checkpoint(inside, *inputs, use_reentrant=False, context_fn=self._contexts)
         with nullcontext() if self._offload is None else self._offload.of(inputs):
-            return checkpoint(self.inside, *inputs, use_reentrant=False)
+            return checkpoint(inside, *inputs, use_reentrant=False)
 
 
 def checkpoint_blocks(

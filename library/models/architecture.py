@@ -15,7 +15,7 @@ from library.files.formats import LatentFormat, TextFormat
 from library.flags.settings import Settings
 
 OnWeight = Callable[[str, Tensor], Tensor]
-"""Called with each weight's name and value while a denoiser is read; its answer takes the weight's place."""
+"""Called with each weight's name and value, as stored, while a denoiser is read; its answer takes the weight's place."""
 
 
 @dataclass
@@ -86,6 +86,14 @@ class SwapGroup:
     num_swapped: int
 
 
+@dataclass(frozen=True)
+class QuantizedLayers:
+    """Which layers of a denoiser `--fp8_scaled` rounds, by parts of their names."""
+
+    targets: tuple[str, ...]
+    excluded: tuple[str, ...] = ()
+
+
 class Architecture(ABC):
     """One model family. Dimensions are inferred from the checkpoint, so a small or pruned model needs no config.
 
@@ -100,6 +108,8 @@ class Architecture(ABC):
     latents: LatentFormat
     text: TextFormat
     process: Process
+    quantized: ClassVar[QuantizedLayers | None] = None
+    """None where float8 with scales is not worth it: U-Nets are mostly convolutions."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -173,13 +183,24 @@ class Architecture(ABC):
         """Text encodings and sizes [B, 6] as this family's denoiser wants them."""
         return Condition(text)
 
-    def swap_groups(self, denoiser: nn.Module) -> list[SwapGroup]:
-        """Block lists in running order with their share of --blocks_to_swap."""
-        raise ValueError(f"--blocks_to_swap is not supported for {self.name}")
+    @abstractmethod
+    def blocks(self, denoiser: nn.Module) -> list[nn.Module]:
+        """The blocks of the denoiser in running order, each of which takes its tensors by position.
+
+        Memory is saved block by block: each can be recomputed in backward, compiled, or have its weights streamed.
+        """
 
     @abstractmethod
-    def enable_gradient_checkpointing(self, denoiser: nn.Module, trained_text_encoders: Sequence[nn.Module]) -> None:
-        """Recompute the blocks of the denoiser, and of the text encoders that are trained, in backward."""
+    def encoder_blocks(self, encoder: nn.Module) -> list[nn.Module]:
+        """The same for one of the text encoders, for when it is trained."""
+
+    def swap_groups(self, denoiser: nn.Module, blocks_to_swap: int) -> list[SwapGroup]:
+        """Block lists in running order with their share of --blocks_to_swap.
+
+        Raises:
+            ValueError: there are not so many, or weights of this family cannot be streamed.
+        """
+        raise ValueError(f"--blocks_to_swap is not supported for {self.name}")
 
     def network_views(self, text_encoders: Sequence[nn.Module]) -> list[nn.Module]:
         """The encoders as networks know them: the paths of their modules are the names of LoRA keys."""
@@ -216,3 +237,44 @@ class Architecture(ABC):
     def unused_flags(self) -> Mapping[str, str]:
         """Flag -> why it has no effect with this family."""
         return {}
+
+
+BLOCKS_THAT_STAY = 2
+"""Of each list of blocks, as recorded: --blocks_to_swap may leave no fewer on the device."""
+
+
+def one_swap_group(blocks: nn.ModuleList, blocks_to_swap: int) -> list[SwapGroup]:
+    """All of `blocks_to_swap` from one list.
+
+    Raises:
+        ValueError: it has not so many.
+    """
+    most = len(blocks) - BLOCKS_THAT_STAY
+    if blocks_to_swap > most:
+        raise ValueError(f"--blocks_to_swap {blocks_to_swap}: this model can swap {max(most, 0)} of {len(blocks)} blocks")
+    return [SwapGroup(blocks, blocks_to_swap)]
+
+
+def double_and_single_swap_groups(
+    double_blocks: nn.ModuleList, single_blocks: nn.ModuleList, blocks_to_swap: int
+) -> list[SwapGroup]:
+    """Half of `blocks_to_swap` from the double blocks; for each of the rest two single ones, which are half as large.
+
+    Raises:
+        ValueError: one of the lists has not so many.
+    """
+    most_double, most_single = len(double_blocks) - BLOCKS_THAT_STAY, len(single_blocks) - BLOCKS_THAT_STAY
+    double = blocks_to_swap // 2
+    single = 2 * (blocks_to_swap - double)
+    if double > most_double or single > most_single:
+        most = max((n for n in range(3 * len(single_blocks)) if _fits(n, most_double, most_single)), default=0)
+        raise ValueError(
+            f"--blocks_to_swap {blocks_to_swap}: this model can swap {most} at most; it has {len(double_blocks)} double "
+            f"and {len(single_blocks)} single blocks"
+        )
+    return [SwapGroup(double_blocks, double), SwapGroup(single_blocks, single)]
+
+
+def _fits(blocks_to_swap: int, most_double: int, most_single: int) -> bool:
+    double = blocks_to_swap // 2
+    return double <= most_double and 2 * (blocks_to_swap - double) <= most_single

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,7 +11,6 @@ from typing import ClassVar, cast
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from library.diffusion.ddpm import DDPM
 from library.diffusion.guidance import guided
@@ -182,17 +180,13 @@ class StableDiffusion(Architecture):
             sampler=sampler,
         )
 
-    def enable_gradient_checkpointing(self, denoiser: nn.Module, trained_text_encoders: Sequence[nn.Module]) -> None:
-        """Recompute each block of the U-Net, and each layer of the encoders, in backward.
+    def blocks(self, denoiser: nn.Module) -> list[nn.Module]:
+        """Those on the way down, the middle, those on the way up."""
+        return cast(UNet, denoiser).blocks()
 
-        Non-reentrant, so that nothing needs a gradient that would not have one: blocks before the first trained layer
-        are not differentiated.
-        """
-        blocks = list(cast(UNet, denoiser).blocks())
-        for encoder in trained_text_encoders:
-            blocks.extend(cast(TextEncoder, encoder).encoder.layers)
-        for block in blocks:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    def encoder_blocks(self, encoder: nn.Module) -> list[nn.Module]:
+        """The layers of CLIP."""
+        return list(cast(TextEncoder, encoder).encoder.layers)
 
     def network_views(self, text_encoders: Sequence[nn.Module]) -> list[nn.Module]:
         """Each encoder under the name `text_model`, which published LoRA keys hold and transformers 5 has dropped."""

@@ -16,6 +16,7 @@ from library.flags.model import ModelFlags
 from library.flags.monitor import PreviewFlags
 from library.flags.objective import NoiseFlags
 from library.flags.settings import Settings
+from library.memory.checkpointing import checkpoint_blocks
 from library.models.architecture import Condition, ImageRequest
 from library.models.sd.architecture import StableDiffusion
 from library.models.sd.unet import UNet
@@ -163,7 +164,7 @@ def test_recomputed_blocks_give_the_same_gradients_and_start_at_the_first_traine
         runs = []
         denoiser.mid_block.resnets[0].register_forward_hook(lambda *_: runs.append(1))
         if recompute:
-            arch.enable_gradient_checkpointing(denoiser, [])
+            checkpoint_blocks(arch.blocks(denoiser))
         trained = denoiser.mid_block.get_parameter("attentions.0.transformer_blocks.0.attn2.to_q.weight")
         trained.requires_grad_(True)
         arch.predict(denoiser, x, t, Condition({"context": context})).square().mean().backward()
@@ -183,7 +184,7 @@ def test_recomputed_text_layers_give_the_same_gradients(small_sd: DemoFolder) ->
         (encoder,) = arch.load_text_encoders(torch.float32, CPU)
         encoder.requires_grad_(True)
         if recompute:
-            arch.enable_gradient_checkpointing(arch.load_denoiser(torch.float32, CPU), [encoder])
+            checkpoint_blocks(arch.encoder_blocks(encoder))
         arch.encode_text([encoder], arch.tokenize(["one star"]))["context"].square().mean().backward()
         grads.append(encoder.get_parameter("encoder.layers.0.self_attn.q_proj.weight").grad)
     assert grads[0] is not None and torch.equal(grads[0], grads[1])
