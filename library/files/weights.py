@@ -150,7 +150,8 @@ def fill_module(
         if on_weight is not None:
             value = on_weight(name, value.to(device))
         stays = not value.is_floating_point() or (on_weight is not None and value.element_size() == 1)
-        _put(owners, name, value.to(device=device, dtype=None if stays else dtype))
+        value = value.to(device=device, dtype=None if stays else dtype)
+        _put(owners, name, value)
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         assert not tensor.is_meta, f"{name} was built on the meta device and no file fills it"
         if name not in wanted:

@@ -4,10 +4,11 @@ Weights that are not trained never change, so nothing is ever copied back: the o
 pinned buffer for each block, and a load is one copy into one of a few device buffers that are used in turn. The next
 blocks are on their way while one is calculated; only events order the copies and the calculation.
 
-The model knows nothing of this. Each block gets two hooks, which bring its weights before it runs and send for the next
-ones afterwards, and its answer one more, which does the same when the gradient of the answer is there. (Backward hooks of
-modules will not do: the full one gives wrong gradients to blocks called with keyword tensors, and both warn about the
-first block.) The layers look their weights up again in backward (`FrozenLayer`), so recomputation is not needed.
+The model knows nothing of this. Each block gets two hooks, which bring its weights before it runs and send for the
+next ones afterwards, and its answer gets one, which does the same when the gradient of the answer is there. (Backward
+hooks of modules will not do: the full one gives wrong gradients to blocks called with keyword tensors, and both warn
+about the first block.) The layers look their weights up again in backward (`FrozenLayer`), so that nothing need be
+recomputed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What of a block is kept for backward and what is computed again: everything, products only, or nothing but its inputs.
+"""What of a block is kept for backward, the rest being computed again: everything, products, or only its inputs.
 
 Attached from outside, by replacing the `forward` of each block; always non-reentrant, so that nothing needs a gradient
 that would not have one: blocks before the first trained layer are not differentiated.

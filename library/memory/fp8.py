@@ -1,7 +1,7 @@
 """Weights in float8: how they are rounded, with and without scales, and how they are read back.
 
-Layout of scaled weights: the weight keeps its key and shape, and `<layer>.scale_weight` holds what it is multiplied with
-when it is read: one number, one for each row [O, 1], or one for each block of columns [O, C / block, 1].
+Layout of scaled weights: the weight keeps its key and shape, and `<layer>.scale_weight` holds what it is multiplied
+with when it is read: one number, one for each row [O, 1], or one for each block of columns [O, C / block, 1].
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Format:
     dtype: torch.dtype = torch.float8_e4m3fn
 
 
-def quantize(weight: Tensor, form: Format = Format()) -> tuple[Tensor, Tensor | None]:  # noqa: B008
+def quantize(weight: Tensor, form: Format = Format()) -> tuple[Tensor, Tensor | None]:
     """`weight` [O, ...] in float8 and its scale, in the dtype that `weight` has; None without scaling.
 
     The scale brings the largest number of its share to the largest of the format. Weights that are no matrix have one
@@ -107,8 +107,8 @@ class Quantizer:
     def _found(self, name: str, value: Tensor) -> Tensor:
         if self.form.scaling is not Scaling.NONE:
             raise ValueError(
-                f"{name} is {_name(value.dtype)} in the file already: scales need the original numbers. Use a file in 16 "
-                "or 32 bits, or --fp8_base instead of --fp8_scaled"
+                f"{name} is {_name(value.dtype)} in the file already: scales need the original numbers. "
+                "Use a file in 16 or 32 bits, or --fp8_base instead of --fp8_scaled"
             )
         if value.dtype != self.form.dtype:
             raise ValueError(f"{name} is {_name(value.dtype)} in the file; of these formats float8_e4m3fn can be used")

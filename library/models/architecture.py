@@ -15,7 +15,7 @@ from library.files.formats import LatentFormat, TextFormat
 from library.flags.settings import Settings
 
 OnWeight = Callable[[str, Tensor], Tensor]
-"""Called with each weight's name and value, as stored, while a denoiser is read; its answer takes the weight's place."""
+"""Called with each weight's name and value as stored while a denoiser is read; its answer takes the weight's place."""
 
 
 @dataclass
@@ -249,9 +249,9 @@ def one_swap_group(blocks: nn.ModuleList, blocks_to_swap: int) -> list[SwapGroup
     Raises:
         ValueError: it has not so many.
     """
-    most = len(blocks) - BLOCKS_THAT_STAY
+    most = max(len(blocks) - BLOCKS_THAT_STAY, 0)
     if blocks_to_swap > most:
-        raise ValueError(f"--blocks_to_swap {blocks_to_swap}: this model can swap {max(most, 0)} of {len(blocks)} blocks")
+        raise ValueError(_too_many(blocks_to_swap, most, f"{len(blocks)} blocks"))
     return [SwapGroup(blocks, blocks_to_swap)]
 
 
@@ -264,17 +264,21 @@ def double_and_single_swap_groups(
         ValueError: one of the lists has not so many.
     """
     most_double, most_single = len(double_blocks) - BLOCKS_THAT_STAY, len(single_blocks) - BLOCKS_THAT_STAY
-    double = blocks_to_swap // 2
-    single = 2 * (blocks_to_swap - double)
-    if double > most_double or single > most_single:
-        most = max((n for n in range(3 * len(single_blocks)) if _fits(n, most_double, most_single)), default=0)
-        raise ValueError(
-            f"--blocks_to_swap {blocks_to_swap}: this model can swap {most} at most; it has {len(double_blocks)} double "
-            f"and {len(single_blocks)} single blocks"
-        )
+
+    def shares(number: int) -> tuple[int, int]:
+        return number // 2, 2 * (number - number // 2)
+
+    def fits(number: int) -> bool:
+        double, single = shares(number)
+        return double <= max(most_double, 0) and single <= max(most_single, 0)
+
+    if not fits(blocks_to_swap):
+        most = max(number for number in range(blocks_to_swap) if fits(number))
+        has = f"{len(double_blocks)} double and {len(single_blocks)} single blocks"
+        raise ValueError(_too_many(blocks_to_swap, most, has))
+    double, single = shares(blocks_to_swap)
     return [SwapGroup(double_blocks, double), SwapGroup(single_blocks, single)]
 
 
-def _fits(blocks_to_swap: int, most_double: int, most_single: int) -> bool:
-    double = blocks_to_swap // 2
-    return double <= most_double and 2 * (blocks_to_swap - double) <= most_single
+def _too_many(asked: int, most: int, has: str) -> str:
+    return f"--blocks_to_swap {asked}: this model has {has} and can swap {most} at most"

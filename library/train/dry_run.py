@@ -15,6 +15,7 @@ from library.flags.dataset import CacheFlags
 from library.flags.output import OutputFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
+from library.train.memory import MemoryRoom
 from library.train.memory_estimate import cures, device_memory, estimate_memory
 from library.train.run_sheet import gigabytes
 from library.train.state import Models, ParameterGroups, Trained
@@ -24,13 +25,13 @@ logger = logging.getLogger(__name__)
 META = torch.device("meta")
 
 
-def models_without_weights(settings: Settings, arch: Architecture, data: TrainingSet, dtype: torch.dtype) -> Models:
+def models_without_weights(settings: Settings, arch: Architecture, data: TrainingSet, room: MemoryRoom) -> Models:
     """The models by the headers of their files; ValueError for whatever these tell is wrong, or for unfit images."""
     if settings[CacheFlags].cache_latents:
         refuse_changing_pictures(data)
-    encoders = arch.load_text_encoders(dtype, META)
-    denoiser = arch.load_denoiser(dtype, META)
-    vae = arch.load_vae(dtype, META)
+    encoders = room.load_text_encoders()
+    denoiser = room.load_denoiser()
+    vae = arch.load_vae(room.dtype, META)
     arch.tokenize(["a"])
     return Models(encoders, denoiser, vae)
 
@@ -59,6 +60,7 @@ def check_output_folder(flags: OutputFlags) -> None:
 def report_memory(
     settings: Settings,
     arch: Architecture,
+    room: MemoryRoom,
     models: Models,
     trained: Trained,
     groups: ParameterGroups,
@@ -66,7 +68,7 @@ def report_memory(
     device: torch.device,
 ) -> None:
     """Log what the run will hold on `device`, and what to change if it does not fit."""
-    estimate = estimate_memory(settings, arch, models, trained, groups, data, on_gpu=device.type == "cuda")
+    estimate = estimate_memory(settings, arch, room, models, trained, groups, data, on_gpu=device.type == "cuda")
     logger.info("%s", estimate.table().text())
     there, what = device_memory(device)
     if estimate.total <= there:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from accelerate import Accelerator
 
 from library.data.dataset import TrainingSet
@@ -10,6 +9,7 @@ from library.flags.dataset import CacheFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
 from library.train.caches import fill_latent_cache, vae_of_run
+from library.train.memory import MemoryRoom
 from library.train.state import Models
 
 
@@ -18,11 +18,11 @@ def frozen_models(
     arch: Architecture,
     data: TrainingSet,
     accelerator: Accelerator,
-    dtype: torch.dtype,
+    room: MemoryRoom,
     *,
     keep_vae: bool,
 ) -> Models:
-    """Fill the caches of `data`, then read text encoders and denoiser in `dtype`.
+    """Fill the caches of `data`, then read text encoders and denoiser into the places that `room` has for them.
 
     The VAE is there while latents are not cached; otherwise `keep_vae` keeps it in main memory, for previews, which
     bring it to the device for each picture.
@@ -31,8 +31,8 @@ def frozen_models(
     vae = vae_of_run(settings, arch, device)
     if settings[CacheFlags].cache_latents:
         fill_latent_cache(settings, arch, data, vae, accelerator)
-    encoders = arch.load_text_encoders(dtype, device)
-    models = Models(encoders, arch.load_denoiser(dtype, device))
+    encoders = room.load_text_encoders()
+    models = Models(encoders, room.load_denoiser())
     if not data.latents_cached:
         models.vae = vae.get()
     elif keep_vae:

@@ -20,6 +20,7 @@ from library.flags.run import MemoryFlags, PrecisionFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
 from library.train.accelerator import COMPUTE_DTYPES
+from library.train.memory import MemoryRoom
 from library.train.optimizer import choose_optimizer, make_optimizer
 from library.train.peak_memory import step_peak
 from library.train.run_sheet import Table, gigabytes
@@ -67,6 +68,7 @@ class Estimate:
 def estimate_memory(
     settings: Settings,
     arch: Architecture,
+    room: MemoryRoom,
     models: Models,
     trained: Trained,
     groups: ParameterGroups,
@@ -93,7 +95,7 @@ def estimate_memory(
         Need("optimizer", int(count * state), f"{state:.3g} bytes a number, measured on a small one"),
     ]
     batch_size, (width, height) = largest_batch(data)
-    peak, how = activations(settings, arch, models, trained, batch_size, (width, height))
+    peak, how = activations(settings, arch, room, models, trained, batch_size, (width, height))
     one_step = int(peak * (1 + FRAGMENTATION))
     needs.append(Need("one step", one_step, f"{how} of {batch_size} x {width}x{height}"))
     if models.vae is not None and not cached:
@@ -159,15 +161,14 @@ def largest_batch(data: TrainingSet) -> tuple[int, tuple[int, int]]:
 def activations(
     settings: Settings,
     arch: Architecture,
+    room: MemoryRoom,
     models: Models,
     trained: Trained,
     batch_size: int,
     size: tuple[int, int],
 ) -> tuple[int, str]:
     """Bytes that one step holds at once, and how that is known."""
-    if settings[MemoryFlags].gradient_checkpointing:
-        encoders = models.text_encoders if trained.trains_text_encoder else []
-        arch.enable_gradient_checkpointing(models.denoiser, encoders)
+    room.attach(models, trained)
     width, height = size
     stride, channels = arch.latents.stride, arch.latents.channels
     precision = COMPUTE_DTYPES[settings[PrecisionFlags].mixed_precision]

@@ -23,7 +23,7 @@ from library.flags.dataset import DatasetFlags
 from library.flags.model import ModelFlags
 from library.flags.monitor import PreviewFlags
 from library.flags.output import LoggingFlags, OutputFlags
-from library.flags.run import MemoryFlags, PrecisionFlags, StepFlags, StrictFlags
+from library.flags.run import PrecisionFlags, StepFlags, StrictFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
 from library.train.accelerator import agreed_seed, make_accelerator, start_trackers, weight_dtype
@@ -36,6 +36,7 @@ from library.train.history import warnings_kept
 from library.train.images import images_of_run, loader_of_run
 from library.train.interruption import Request, Requests
 from library.train.keeping import Keeping
+from library.train.memory import MemoryRoom
 from library.train.metadata import RunFacts, start_hashing, training_metadata
 from library.train.optimizer import evaluating
 from library.train.preview import Previews
@@ -113,6 +114,7 @@ class Trainer(ABC):
             set_seed(self.seed)
             self.dtype = weight_dtype(self.settings[PrecisionFlags])
             self.arch = self.architecture(self.settings)
+            self.room = MemoryRoom(self.settings, self.arch, self.dtype, self.device)
             report_unused_flags(self.settings, self.arch)
             self.previews = Previews(self.settings[PreviewFlags], self.settings[OutputFlags], self.arch)
 
@@ -138,14 +140,12 @@ class Trainer(ABC):
     def load_models(self) -> None:
         """The caches, and the frozen models."""
         self.hashes = start_hashing(self.settings[ModelFlags]) if self.accelerator.is_main_process else {}
-        parts = (self.settings, self.arch, self.data, self.accelerator, self.dtype)
+        parts = (self.settings, self.arch, self.data, self.accelerator, self.room)
         self.models = frozen_models(*parts, keep_vae=self.previews.wanted)
 
     def prepare(self) -> None:
         """Everything around the step: updates, loader, log, files to come; then stand where the run begins."""
-        if self.settings[MemoryFlags].gradient_checkpointing:
-            trained_encoders = self.models.text_encoders if self.trained.trains_text_encoder else []
-            self.arch.enable_gradient_checkpointing(self.models.denoiser, trained_encoders)
+        self.room.attach(self.models, self.trained)
         groups = self.parameter_groups()
         self.updates = updates_of_run(self.settings, groups, self.accelerator, self.plan)
         self.loader = loader_of_run(self.settings, self.data, self.plan, self.accelerator, self.seed)
@@ -181,12 +181,13 @@ class Trainer(ABC):
         self.load_data()
         self.state = first_position(self.settings, self.plan, self.past)
         device, self.device = self.device, META
-        self.models = models_without_weights(self.settings, self.arch, self.data, self.dtype)
+        self.room = MemoryRoom(self.settings, self.arch, self.dtype, META)
+        self.models = models_without_weights(self.settings, self.arch, self.data, self.room)
         self.trained = self.build_trainable()
         groups = self.parameter_groups()
         check_output_folder(self.settings[OutputFlags])
         self.announce(groups)
-        report_memory(self.settings, self.arch, self.models, self.trained, groups, self.data, device)
+        report_memory(self.settings, self.arch, self.room, self.models, self.trained, groups, self.data, device)
 
     def stand_at_beginning(self) -> None:
         """At step 0, or where an earlier run stood."""

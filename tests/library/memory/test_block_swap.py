@@ -46,7 +46,7 @@ def test_frozen_weights_are_never_copied_back_and_each_step_loads_a_block_twice_
     swap = BlockSwap(model.blocks, spread_evenly(12, 6), copier)
     adapters = adapt(model.blocks)
     loaded = []
-    for step in range(3):
+    for _ in range(3):
         before = swap.loaded
         steps(model, adapters, 1)
         loaded.append(swap.loaded - before)

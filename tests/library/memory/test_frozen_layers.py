@@ -88,7 +88,9 @@ def test_backward_keeps_no_weight_and_no_copy_of_one() -> None:
 
 
 def test_only_frozen_plain_layers_get_a_handle() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv2d(4, 4, 1, padding_mode="circular"))
+    model = nn.Sequential(
+        nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv2d(4, 4, 1, padding_mode="circular")
+    )
     model.requires_grad_(False)
     model[0].weight.requires_grad_(True)
     attached = attach_frozen_layers(model, wanted=lambda layer: True)
