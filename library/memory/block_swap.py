@@ -121,7 +121,8 @@ class BlockSwap:
         """Bring everything of `model` to `device` that is not streamed."""
         streamed = {(id(place.owner), place.name) for block in self._blocks.values() for place in block.places}
         for module in model.modules():
-            for table in (module._parameters, module._buffers):
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for table in tables:
                 for name, tensor in table.items():
                     if tensor is None or (id(table), name) in streamed:
                         continue

@@ -70,9 +70,9 @@ def checkpoint_blocks(
     choose: Policy = (lambda _: policy) if isinstance(policy, Recompute) else policy
     attached = []
     for block in blocks:
-        block.forward = Checkpointed(block, choose, offload)  # type: ignore[assignment]
+        block.forward = Checkpointed(block, choose, offload)
         attached.append(block.forward)
-    return attached  # type: ignore[return-value]
+    return attached
 
 
 def selective_contexts(

@@ -65,7 +65,7 @@ class FrozenConv2d(FrozenLayer):
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__(layer)
-        self.geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        self.geometry: tuple[Any, ...] = (layer.stride, layer.padding, layer.dilation, layer.groups)
 
     def __call__(self, input: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, O, h, w]"""
