@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
+
+from library.files.safetensors_header import content, file_order, header
 
 LEGACY_OFFSET = 0x100000
 LEGACY_LENGTH = 0x10000
 """The legacy hash looks at 64 KiB, 1 MiB into the file."""
 
 PIECE = 1 << 22
-
-# The order in which safetensors lays tensors out: wide types first, so that each is aligned; then by name.
-DTYPE_NAMES: Mapping[torch.dtype, str] = {
-    torch.uint64: "U64",
-    torch.int64: "I64",
-    torch.float64: "F64",
-    torch.complex64: "C64",
-    torch.float32: "F32",
-    torch.uint32: "U32",
-    torch.int32: "I32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.uint16: "U16",
-    torch.int16: "I16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 @dataclass(frozen=True)
@@ -107,9 +86,9 @@ def precalculate_safetensors_hashes(tensors: Mapping[str, Tensor], metadata: Map
     when titles are edited. `tensors` are hashed one at a time, in the order and the type they are written in.
     """
     kept = {key: value for key, value in metadata.items() if key.startswith("ss_")}
-    position = _header_length(tensors, kept)
+    position = len(header(tensors, kept))
     whole, legacy = hashlib.sha256(), hashlib.sha256()
-    for piece in _contents(tensors):
+    for piece in (content(tensors[name]) for name in file_order(tensors)):
         whole.update(piece)
         start, end = LEGACY_OFFSET - position, LEGACY_OFFSET + LEGACY_LENGTH - position
         if end > 0 and start < len(piece):
@@ -123,30 +102,3 @@ def _absent(path: str | os.PathLike[str]) -> str | None:
     if Path(path).is_dir():
         return "IsADirectory"
     return None if Path(path).exists() else "NOFILE"
-
-
-def _layout(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names in the order their values lie in the file."""
-    order = {dtype: place for place, dtype in enumerate(DTYPE_NAMES)}
-    return sorted(tensors, key=lambda name: (order[tensors[name].dtype], name))
-
-
-def _header_length(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
-    """Bytes before the first value: 8 of length, then JSON padded to a multiple of 8."""
-    header: dict[str, object] = {"__metadata__": dict(metadata)}  # written even when it is empty
-    offset = 0
-    for name in _layout(tensors):
-        tensor = tensors[name]
-        end = offset + tensor.numel() * tensor.element_size()
-        dtype = DTYPE_NAMES[tensor.dtype]
-        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    return struct.calcsize("<Q") + -(-len(text) // 8) * 8
-
-
-def _contents(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
-    """The bytes of every tensor in file order; at most one tensor is copied at a time."""
-    for name in _layout(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        yield tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -21,7 +21,7 @@ def run_tool(
     """
     arguments = parser.parse_args(words)
     level = logging.DEBUG if getattr(arguments, "debug", False) else logging.INFO
-    with _log_on_console(level, ("library.", work.__module__)):
+    with _log_on_console(level, ("library.", "networks.", work.__module__)):
         try:
             work(arguments)
         except OSError as error:

@@ -56,14 +56,15 @@ def check_known(found: Iterable[str], known: Iterable[str], source: str | os.Pat
     foreign = [key for key in found if key.partition(".")[0] not in known]
     if found and len(foreign) == len(found):
         raise ValueError(
-            f"{source or 'the weights'}: none of the {len(found)} keys belongs to this model ({_dialect(found)}); "
+            f"{source or 'the weights'}: none of the {len(found)} keys belongs to this model ({dialect(found)}); "
             f"the first is {found[0]!r}, where something like {min(known, default='lora_unet_...')}.{DOWN!s} "
             "is expected"
         )
     return foreign
 
 
-def _dialect(keys: list[str]) -> str:
+def dialect(keys: list[str]) -> str:
+    """What a file with such keys seems to be, in words."""
     for pattern, meaning in _DIALECTS:
         if any(pattern.search(key) for key in keys):
             return meaning

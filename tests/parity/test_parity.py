@@ -24,6 +24,9 @@ ADAPTERS = {
     "vae": ["sd_vae"],
     "text_encoder": ["sd15_text_encoder", "sd21_text_encoder"],
     "lora": ["lora_sd", "lora_sd21"],
+    "flux_lora_convert": ["flux_lora_convert"],
+    "flux_lora_merge": ["flux_lora_merge"],
+    "flux_lora_extract": ["flux_lora_extract"],
     "noise_and_loss": ["sd_noise_and_loss"],
     "samplers": ["genimg_samplers"],
     "flux": ["flux_dev", "flux_schnell", "flux_diffusers_layout", "flux_controlnet", "chroma"],
@@ -31,6 +34,9 @@ ADAPTERS = {
     "flux_denoise": ["flux_denoise"],
     "fp8": ["fp8_scaled_quant"],
 }
+
+BOUNDS = ("atol", "rtol", "relative_norm")
+"""How far an output may be from the recorded one: each value, or all of them together."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -57,7 +63,7 @@ def test_outputs_equal_the_recorded_ones(case_folder: Path, request: pytest.Fixt
         outputs = importlib.import_module(f"tests.parity.adapters.{adapter}").run(case, recipe)
     slices = case.get("slices", {})
     sliced = {name: value[slice_of(slices[name])] if name in slices else value for name, value in outputs.items()}
-    tolerance = {bound: case["tolerance"][bound] for bound in ("atol", "rtol")}
+    tolerance = {bound: case["tolerance"][bound] for bound in BOUNDS if bound in case["tolerance"]}
     faults = compare(sliced, expected, **tolerance)
     assert not faults, f"{case['case']}, worst first:\n" + "\n".join(faults)
 
@@ -89,8 +95,15 @@ def compare(outputs: dict[str, Tensor], expected: dict[str, Tensor], **tolerance
     return [line for _, line in sorted(faults, key=lambda fault: -fault[0])]
 
 
-def difference(name: str, ours: Tensor, theirs: Tensor, atol: float, rtol: float) -> list[tuple[float, str]]:
+def difference(
+    name: str, ours: Tensor, theirs: Tensor, atol: float = 0.0, rtol: float = 0.0, relative_norm: float | None = None
+) -> list[tuple[float, str]]:
     """Nothing, or how many times the largest error exceeds what is allowed."""
+    if relative_norm is not None:
+        share = float((ours - theirs).norm() / theirs.norm())
+        excess_of_norm = share / relative_norm
+        line = f"{name}: differs by {share:.3g} of the norm, {excess_of_norm:.3g} times the tolerance"
+        return [] if excess_of_norm <= 1 else [(excess_of_norm, line)]
     error = torch.where(ours == theirs, 0.0, (ours - theirs).abs())
     allowed = (atol + rtol * theirs.abs()).clamp_min(1e-300)  # a tolerance of 0 asks for equality
     excess = (error / allowed).nan_to_num(float("inf"), float("inf"))
