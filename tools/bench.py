@@ -1,4 +1,4 @@
-"""How fast and how large is it? `python tools/bench.py [startup] [load] [step] [counts] [dataset]` prints a table.
+"""How fast and how large is it? `python tools/bench.py [startup] [load] [merge] [step] [counts] [dataset]`: a table.
 
 Run it with the Python of `.venv`. Times are those of this machine; counts are the same on every one.
 """
@@ -64,6 +64,20 @@ def load() -> list[Row]:
     return rows
 
 
+def merge() -> list[Row]:
+    """A LoRA of rank 16 merged into a few FLUX.1 blocks of full size, bf16 to bf16."""
+    found = run_script("bench_merge.py")
+    name = f"merge into {found['gigabytes']:.2f} GB of FLUX.1"
+    return [
+        Row(f"{name}, CPU s per GB", f"{found['cpu_seconds'] / found['gigabytes']:.2f}"),
+        Row(f"{name}, peak memory, GB", f"{found['peak_gigabytes']:.2f}"),
+        Row(f"{name}, peak memory / file", f"{found['peak_gigabytes'] / found['gigabytes']:.2f}"),
+        Row(
+            f"{name}, peak memory / largest weight", f"{found['peak_gigabytes'] / found['largest_gigabytes']:.1f}", "6"
+        ),
+    ]
+
+
 def step() -> list[Row]:
     """Training steps of the small model on one thread."""
     found = run_script("bench_step.py")
@@ -112,6 +126,7 @@ DATASET_ROWS: dict[str, tuple[str, int, str]] = {
 BENCHES: dict[str, Callable[[], list[Row]]] = {
     "startup": startup,
     "load": load,
+    "merge": merge,
     "step": step,
     "counts": counts,
     "dataset": dataset,

@@ -61,13 +61,17 @@ def peak_memory() -> int:
 
 
 def write_random_checkpoint(path: Path, dtype: str) -> None:
-    """Every tensor of the published file under its name, filled with the same random bytes again and again."""
-    start, end = header("sd15", dtype)
+    """Every tensor of the published file under its name."""
+    write_random_bytes(path, *header("sd15", dtype))
+
+
+def write_random_bytes(path: Path, start: bytes, size: int) -> None:
+    """`start` and `size` bytes more, the same random ones again and again."""
     block = random.Random(0).randbytes(1 << 20)
     with path.open("wb") as file:
         file.write(start)
-        for done in range(0, end, len(block)):
-            file.write(block[: end - done])
+        for done in range(0, size, len(block)):
+            file.write(block[: size - done])
         file.flush()
         os.fsync(file.fileno())  # so that writing back does not run beside the measurement
 
