@@ -125,7 +125,8 @@ def merge_into_models(arguments: argparse.Namespace, ratios: Sequence[float], gi
         for model, file in opened.items():
             metadata = {} if arguments.no_metadata else dict(file.metadata)
             if model in families and not arguments.no_metadata:
-                parents = [Parent(str(source.path), source.metadata) for source in (file, *loras)]
+                parents = [Parent(str(file.path), file.metadata)]
+                parents += [Parent(lora.path, lora.metadata) for lora in loras]
                 metadata = {key: value for key, value in metadata.items() if not key.startswith("modelspec.")}
                 metadata |= spec_of(families[model], targets[model], parents, None)
             write_merged(file, plans[model], targets[model], precision, device, metadata)

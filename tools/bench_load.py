@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import sys
 import tempfile
 import time
@@ -15,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import psutil
 import torch
 
+from bench_memory import peak_memory
 from demo_pictures import words
 from demo_tokenizer import FOLDER, write_tokenizer
-from header_only import header
+from header_only import header, write_random_bytes
 from library.flags.model import ModelFlags
 from library.flags.settings import Settings
 from library.models.sd.architecture import StableDiffusion
@@ -50,30 +49,9 @@ def measure(checkpoint: Path, dtype: torch.dtype) -> dict[str, float]:
     }
 
 
-def peak_memory() -> int:
-    """The largest resident memory of this process so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    memory = psutil.Process().memory_info()
-    return int(getattr(memory, "peak_wset", memory.rss))
-
-
 def write_random_checkpoint(path: Path, dtype: str) -> None:
     """Every tensor of the published file under its name."""
     write_random_bytes(path, *header("sd15", dtype))
-
-
-def write_random_bytes(path: Path, start: bytes, size: int) -> None:
-    """`start` and `size` bytes more, the same random ones again and again."""
-    block = random.Random(0).randbytes(1 << 20)
-    with path.open("wb") as file:
-        file.write(start)
-        for done in range(0, size, len(block)):
-            file.write(block[: size - done])
-        file.flush()
-        os.fsync(file.fileno())  # so that writing back does not run beside the measurement
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import psutil
 import torch
 
-from bench_load import peak_memory, write_random_bytes
+from bench_memory import peak_memory
+from header_only import write_random_bytes
 from library.files.safetensors_header import header
 from library.files.weights import open_weights
 from networks.core.lora_file import LowRankPair

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import random
 from pathlib import Path
 
 FACTS = Path(__file__).resolve().parents[1] / "tests" / "facts" / "checkpoints"
@@ -29,3 +31,14 @@ def write_hollow_checkpoint(path: Path, facts: str, dtype: str = "float16") -> N
     with path.open("wb") as file:
         file.write(start)
         file.truncate(len(start) + rest)
+
+
+def write_random_bytes(path: Path, start: bytes, size: int) -> None:
+    """`start` and `size` bytes more, the same random ones again and again."""
+    block = random.Random(0).randbytes(1 << 20)
+    with path.open("wb") as file:
+        file.write(start)
+        for done in range(0, size, len(block)):
+            file.write(block[: size - done])
+        file.flush()
+        os.fsync(file.fileno())  # so that writing back does not run beside the measurement
