@@ -30,6 +30,8 @@ ADAPTERS = {
     "noise_and_loss": ["sd_noise_and_loss"],
     "samplers": ["genimg_samplers"],
     "flux": ["flux_dev", "flux_schnell", "flux_diffusers_layout", "flux_controlnet", "chroma"],
+    "flux_ae": ["flux_ae"],
+    "flux_text": ["flux_text_encoders"],
     "flow_schedule": ["flux_schedule"],
     "flux_denoise": ["flux_denoise"],
     "fp8": ["fp8_scaled_quant"],

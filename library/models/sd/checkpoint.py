@@ -7,7 +7,6 @@ shapes of its weights, so pruned and small ones need no configuration.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from library.models.sd.families import check_is_stable_diffusion, other_pipeline
 from library.models.sd.layout import UNET_PREFIX, unet_shape, unet_sources
 from library.models.sd.unet import UNet
 from library.models.text.clip import TextEncoder, build_text_encoder, clip_sources, openclip_sources
-from library.models.vae.sd import LDM_PREFIX, build_vae, vae_sources
+from library.models.vae.sd import LDM_PREFIX, build_vae, encoder_id, vae_sources
 
 MODEL_FLAG = "--pretrained_model_name_or_path"
 VAE_FLAG = "--vae"
@@ -116,19 +115,9 @@ def load_vae(path: Path, dtype: torch.dtype, device: torch.device | str, flag: s
 
 
 def vae_id(path: Path) -> str:
-    """What names the encoder half of the autoencoder at `path`: 16 hexadecimal digits of a hash of its small weights.
-
-    The decoder has no part in it, since published autoencoders often share their encoder, and with it the latents.
-    """
-    digest = hashlib.sha256()
+    """What names the encoder half of the autoencoder at `path`."""
     with _opened(path, "vae") as file:
-        sources = vae_sources(file)
-        for name in sorted(sources):
-            if name.startswith(("encoder.", "quant_conv.")) and len(sources[name].shape) == 1:
-                # As float16, so that a file in float32 and its copy in float16 have the same name.
-                digest.update(name.encode())
-                digest.update(sources[name].read().to(torch.float16).numpy().tobytes())
-    return digest.hexdigest()[:16]
+        return encoder_id(vae_sources(file))
 
 
 # What a folder of diffusers calls the weights of a part, in the order of preference.

@@ -76,9 +76,33 @@ def count_tokens(tokenizer: Tokenizer, prompt: str, room: int, weighted: bool = 
     return len(ids), tokenizer.decode(ids[room:]).strip() if len(ids) > room else ""
 
 
+@dataclass(frozen=True)
+class TokenizerKind:
+    """What a tokenizer's files are, and the class of transformers that reads them."""
+
+    title: str
+    reader: Any
+    vocabulary: tuple[str, ...]
+    """The files it is made of, unless they are in one, tokenizer.json."""
+    folder: str = "tokenizer"
+    """Where it lies in a model's folder."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that are fetched."""
+        return (*self.vocabulary, "tokenizer_config.json", "special_tokens_map.json")
+
+
+CLIP = TokenizerKind("CLIP", CLIPTokenizer, ("vocab.json", "merges.txt"))
+
+
 def load_tokenizer(
-    hub_id: str, subfolder: str, cache_folder: str | None, model_folder: Path | None = None
-) -> CLIPTokenizer:
+    hub_id: str,
+    subfolder: str,
+    cache_folder: str | None,
+    model_folder: Path | None = None,
+    kind: TokenizerKind = CLIP,
+) -> Any:
     """A tokenizer from `<cache_folder>/<hub_id with / as _>`, else the model's own folder, else the hub.
 
     One fetched from the hub is kept in the cache folder, if there is one.
@@ -87,38 +111,35 @@ def load_tokenizer(
         ValueError: it is in none of these places; names them.
     """
     cached = Path(cache_folder) / hub_id.replace("/", "_") if cache_folder else None
-    own = model_folder / "tokenizer" if model_folder else None
+    own = model_folder / kind.folder if model_folder else None
     for folder in (cached, own):
         if folder is not None and folder.is_dir():
-            return _read_tokenizer(folder)
-    wanted = [f"{subfolder}/{name}" if subfolder else name for name in _TOKENIZER_FILES]
+            return _read_tokenizer(folder, kind)
+    wanted = [f"{subfolder}/{name}" if subfolder else name for name in kind.files]
     try:
         fetched = download(hub_id, lambda files: [name for name in files if name in wanted], "--tokenizer_cache_dir")
     except ValueError as error:
         place = cached or f"<a folder given with --tokenizer_cache_dir>/{hub_id.replace('/', '_')}"
         raise ValueError(
             f"The tokenizer {hub_id} cannot be fetched from the model hub. Connect to the network once, or put its "
-            f"files ({', '.join(_TOKENIZER_FILES)}) into {place}"
+            f"files ({', '.join(kind.files)}) into {place}"
         ) from error
-    tokenizer = _read_tokenizer(fetched / subfolder)
+    tokenizer = _read_tokenizer(fetched / subfolder, kind)
     if cached is not None:
         tokenizer.save_pretrained(cached)
         logger.info("kept the tokenizer %s in %s", hub_id, cached)
     return tokenizer
 
 
-_TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
-
-
-def _read_tokenizer(folder: Path) -> CLIPTokenizer:
+def _read_tokenizer(folder: Path, kind: TokenizerKind) -> Any:
     # Without its files, the tokenizer class makes an empty vocabulary and says nothing.
-    complete = (folder / "tokenizer.json").is_file() or all((folder / name).is_file() for name in _TOKENIZER_FILES[:2])
+    complete = (folder / "tokenizer.json").is_file() or all((folder / name).is_file() for name in kind.vocabulary)
     if not complete:
-        raise ValueError(f"{folder} holds no tokenizer: vocab.json and merges.txt, or tokenizer.json, are needed")
+        raise ValueError(f"{folder} holds no tokenizer: {' and '.join(kind.vocabulary)}, or tokenizer.json, are needed")
     try:
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} holds no CLIP tokenizer that can be read: {error}") from error
+        return kind.reader.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the readers raise whatever they come upon in a broken file
+        raise ValueError(f"{folder} holds no {kind.title} tokenizer that can be read: {error}") from error
 
 
 def _words(tokenizer: Tokenizer, prompt: str, weighted: bool) -> tuple[list[int], list[float]]:

@@ -10,6 +10,7 @@ import torch
 # The narrowest path there is; it still costs 2.4 CPU seconds beside transformers.
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+from library.files.weight_id import weight_id
 from library.files.weights import Source, WeightFile, describe_keys, fill_module
 
 LDM_PREFIX = "first_stage_model."
@@ -65,6 +66,14 @@ def vae_sources(file: WeightFile) -> dict[str, Source]:
         raise ValueError(f"{file.path}: this is not an autoencoder: {describe_keys(strangers)}")
     numbers = [int(match[1]) for name in own if (match := re.match(r"decoder\.up\.(\d+)\.", name))]
     return {_diffusers_name(name, max(numbers, default=0)): Source(file, prefix + name) for name in own}
+
+
+def encoder_id(sources: Mapping[str, Source]) -> str:
+    """What names the encoder half of an autoencoder, as `weight_id`.
+
+    The decoder has no part in it, since published autoencoders often share their encoder, and with it the latents.
+    """
+    return weight_id(sources, lambda name: name.startswith(("encoder.", "quant_conv.")))
 
 
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")

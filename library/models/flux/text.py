@@ -1,0 +1,88 @@
+"""What FLUX.1 and Chroma take from their text encoders, and reading these from their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from library.files.shards import open_model
+from library.files.weight_id import weight_id
+from library.files.weights import Source, WeightFile
+from library.models.kinds import kind_of
+from library.models.text.clip import TextEncoder, build_text_encoder, clip_sources
+from library.models.text.t5 import T5Encoder, build_t5, t5_sources
+
+CLIP_TOKENS = 77
+_CLIP_UNUSED = ("text_projection.weight", "logit_scale")
+
+
+class NoTextEncoder(nn.Module):
+    """Stands where FLUX.1 has CLIP-L in a model that has none: every pooled state is zero."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Token ids [B, 77] -> zeros [B, 77, 1], the shape that caches of such models have."""
+        return torch.zeros(*input_ids.shape, 1, device=input_ids.device)
+
+
+def load_clip(path: Path, dtype: torch.dtype, device: torch.device | str) -> TextEncoder:
+    """CLIP-L at `path`, frozen.
+
+    Raises:
+        ValueError: the file holds another model, or not all weights.
+    """
+    with open_model(path) as file:
+        return build_text_encoder(_clip_sources(file, path), "quick_gelu", dtype, device)
+
+
+def load_t5(path: Path, dtype: torch.dtype, device: torch.device | str) -> T5Encoder:
+    """T5-XXL at `path`, frozen; a file in float8 becomes `dtype` like any other.
+
+    Raises:
+        ValueError: the file holds another model, or not all weights.
+    """
+    with open_model(path) as file:
+        return build_t5(_t5_sources(file, path), dtype, device)
+
+
+def clip_id(path: Path) -> str:
+    """What names the weights of CLIP-L at `path`."""
+    with open_model(path) as file:
+        return weight_id(_clip_sources(file, path))
+
+
+def t5_id(path: Path) -> str:
+    """What names the weights of T5 at `path`; in float8 they are others than in float16."""
+    with open_model(path) as file:
+        sources = _t5_sources(file, path)
+        in_float8 = any(file.dtype(source.key).itemsize == 1 for source in sources.values())
+        return weight_id(sources) + ("-fp8" if in_float8 else "")
+
+
+def pooled_state(states: Tensor, input_ids: Tensor) -> Tensor:
+    """[B, 77, D] -> [B, D]: the state at the first end mark, which is the largest token."""
+    place = input_ids.argmax(dim=-1)[:, None, None].expand(-1, 1, states.shape[-1])
+    return states.gather(1, place).squeeze(1)
+
+
+def _clip_sources(file: WeightFile, path: Path) -> dict[str, Source]:
+    keys = file.keys()
+    if not any("token_embedding." in key for key in keys):
+        raise ValueError(f"--clip_l: {path} is {_what(file)}, not the text encoder CLIP-L")
+    return {
+        name: source
+        for name, source in clip_sources(file).items()
+        if name not in ("text_projection.weight", "logit_scale")
+    }
+
+
+def _t5_sources(file: WeightFile, path: Path) -> dict[str, Source]:
+    if not any(key.startswith("encoder.block.") for key in file.keys()):
+        raise ValueError(f"--t5xxl: {path} is {_what(file)}, not the text encoder T5-XXL")
+    return t5_sources(file)
+
+
+def _what(file: WeightFile) -> str:
+    kind = kind_of(file.keys())
+    return "something unknown" if kind is None else kind.name
