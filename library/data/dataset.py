@@ -13,7 +13,16 @@ from library.data.config import DatasetConfig
 from library.data.held_out import steady
 from library.data.image_set import ImageSet, log_buckets, put_into_buckets
 from library.data.items import Batch, BatchRequest
-from library.data.rows import conditioning_of, latents_of, make_row, masks_of, pixels_of, sizes_of, text_of
+from library.data.rows import (
+    conditioning_of,
+    latents_of,
+    make_row,
+    masks_of,
+    pixels_of,
+    sizes_of,
+    text_lengths_of,
+    text_of,
+)
 from library.data.scan import scan_images
 
 
@@ -107,6 +116,7 @@ class TrainingSet(Dataset[Batch]):
             pixels=pixels_of(rows),
             latents=latents_of(rows),
             text=text_of(rows, dataset.text_cache),
+            text_lengths=text_lengths_of(rows, dataset.text_cache),
             masks=masks_of(rows, items[0].bucket),
             conditioning=conditioning_of(rows),
             sizes=sizes_of(items, rows),

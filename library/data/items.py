@@ -115,6 +115,8 @@ class Batch:
     """[B, C, h, w] as cached."""
     text: dict[str, Tensor] = field(default_factory=dict)
     """Cached encodings, [B, ...] each."""
+    text_lengths: tuple[int, ...] | None = None
+    """[B] tokens that count in them, for a family whose denoiser must know: read here, where nothing waits for it."""
     masks: Tensor | None = None
     """[B, 1, H, W] in [0, 1]."""
     conditioning: Tensor | None = None

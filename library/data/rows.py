@@ -86,6 +86,13 @@ def text_of(rows: Sequence[Row], cache: TextCache | None) -> dict[str, Tensor]:
     return stack_text(found, cache.fmt) if cache is not None else {}
 
 
+def text_lengths_of(rows: Sequence[Row], cache: TextCache | None) -> tuple[int, ...] | None:
+    """[B] tokens that count in the cached encodings; None where the format has no mask."""
+    if cache is None or not cache.fmt.mask:
+        return None
+    return tuple(int(row.text[cache.fmt.mask].sum()) for row in rows if row.text is not None)
+
+
 def masks_of(rows: Sequence[Row], size: tuple[int, int]) -> Tensor | None:
     """[B, 1, H, W] in [0, 1] for pictures of `size`, 1 in rows without a mask; None when no row has one."""
     if all(row.mask is None for row in rows):

@@ -29,6 +29,8 @@ class TextFormat:
     arrays: tuple[str, ...]
     must_match: Mapping[str, object] = field(default_factory=dict)
     """Settings that are stored beside the arrays; another value in the file makes it stale."""
+    mask: str = ""
+    """The array of ones and then zeros that says how many tokens of a row count, if the denoiser must know."""
     token_groups: tuple[tuple[str, ...], ...] = ()
     """Arrays with one row for each token, those of one encoder together. Rows at the end that are zero in a whole
     group are not kept in the cache; in a batch, shorter ones are filled up with such rows."""

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,22 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def is_hub_id(name: str) -> bool:
     """Whether `name` has the form owner/model and is no path that exists."""
     return _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+
+
+def locate(name: str, choose: Callable[[list[str]], Iterable[str]], flag: str, suffixes: Collection[str]) -> Path:
+    """The file or folder that `name` means; of a hub id the files that `choose` picks are fetched.
+
+    A name that ends in one of `suffixes` is a file, here or nowhere.
+
+    Raises:
+        FileNotFoundError, ValueError: there is nothing of that name; names it and `flag`.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    if not is_hub_id(name) or path.suffix.lower() in suffixes:
+        raise FileNotFoundError(f"{flag}: {name}: no such file or folder")
+    return download(name, choose, flag)
 
 
 def download(hub_id: str, choose: Callable[[list[str]], Iterable[str]], flag: str) -> Path:

@@ -29,6 +29,7 @@ from library.files.atomic import replacing
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+WEIGHT_SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES)
 
 
 class WeightFile(ABC):
@@ -77,7 +78,7 @@ def open_weights(path: str | os.PathLike[str]) -> WeightFile:
     """
     file = Path(path)
     if file.is_dir():
-        raise ValueError(f"{file} is a folder; a file of weights ({', '.join(_ALL_SUFFIXES)}) is needed here")
+        raise ValueError(f"{file} is a folder; a file of weights ({', '.join(WEIGHT_SUFFIXES)}) is needed here")
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file")
     if file.suffix.lower() in PICKLE_SUFFIXES:
@@ -197,8 +198,6 @@ def _put(owners: Mapping[str, nn.Module], name: str, value: Tensor) -> None:
     else:
         owner._buffers[leaf] = value
 
-
-_ALL_SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES)
 
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64,

@@ -28,6 +28,10 @@ class Condition:
     """[B, 6] original height and width, crop top and left, target height and width (SDXL)."""
     guidance: Tensor | None = None
     """[B], guidance-distilled models."""
+    lengths: tuple[int, ...] | None = None
+    """[B] tokens of the text that count in each row; None is all of them."""
+    control: Tensor | None = None
+    """[B, 3, H, W] in [-1, 1], the picture that a ControlNet is shown."""
 
     def rows(self, rows: Sequence[int]) -> Condition:
         """The sub-batch `rows`."""
@@ -37,7 +41,8 @@ class Condition:
             return None if value is None else value[index]
 
         text = {name: value[index] for name, value in self.text.items()}
-        return Condition(text, pick(self.sizes), pick(self.guidance))
+        lengths = None if self.lengths is None else tuple(self.lengths[row] for row in index)
+        return Condition(text, pick(self.sizes), pick(self.guidance), lengths, pick(self.control))
 
     def followed_by(self, other: Condition) -> Condition:
         """A batch of these rows and then those of `other`, which is told the same kinds of things."""
@@ -46,7 +51,9 @@ class Condition:
             return None if first is None or second is None else torch.cat([first, second])
 
         text = {name: torch.cat([value, other.text[name]]) for name, value in self.text.items()}
-        return Condition(text, join(self.sizes, other.sizes), join(self.guidance, other.guidance))
+        lengths = None if self.lengths is None or other.lengths is None else (*self.lengths, *other.lengths)
+        joined = [join(getattr(self, name), getattr(other, name)) for name in ("sizes", "guidance", "control")]
+        return Condition(text, joined[0], joined[1], lengths, joined[2])
 
 
 @dataclass(frozen=True)
@@ -179,8 +186,13 @@ class Architecture(ABC):
     def complete_request(self, request: ImageRequest) -> ImageRequest:
         """`request` with the family's defaults filled in and its size brought to the family's grid."""
 
-    def condition(self, text: dict[str, Tensor], sizes: Tensor | None = None) -> Condition:
-        """Text encodings and sizes [B, 6] as this family's denoiser wants them."""
+    def condition(
+        self, text: dict[str, Tensor], sizes: Tensor | None = None, lengths: tuple[int, ...] | None = None
+    ) -> Condition:
+        """Text encodings and sizes [B, 6] as this family's denoiser wants them.
+
+        `lengths` [B] are the tokens in each row of `text.mask`, if somebody has counted them already.
+        """
         return Condition(text)
 
     @abstractmethod

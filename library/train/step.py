@@ -11,6 +11,7 @@ from library.data.items import Batch
 from library.diffusion.loss import masked
 from library.diffusion.process import Draws, Noised
 from library.models.architecture import Architecture, Condition
+from library.models.text.tokens import row_lengths
 from library.train.state import Models, Trained
 
 
@@ -77,11 +78,15 @@ def latents_of(
 def condition_of(batch: Batch, arch: Architecture, models: Models, train_text_encoder: bool) -> Condition:
     """The text of the batch, cached or encoded now; a live encoding replaces a cached one."""
     live: dict[str, Tensor] = {}
+    lengths = batch.text_lengths
     if models.text_encoders:
         device = batch.loss_weights.device
-        tokens = {name: ids.to(device, non_blocking=True) for name, ids in arch.tokenize(batch.captions).items()}
+        tokens = arch.tokenize(batch.captions)
+        if lengths is None and arch.text.mask:
+            lengths = row_lengths(tokens[arch.text.mask])  # before they are on a device that would be waited for
+        tokens = {name: ids.to(device, non_blocking=True) for name, ids in tokens.items()}
         with torch.set_grad_enabled(train_text_encoder and torch.is_grad_enabled()):
             live = arch.encode_text(models.text_encoders, tokens)
     sizes = batch.sizes
     six = None if sizes is None else torch.cat([sizes.original, sizes.crop_top_left, sizes.target], dim=1)
-    return arch.condition(batch.text | live, six)
+    return arch.condition(batch.text | live, six, lengths)

@@ -6,15 +6,16 @@ several files, or a folder of diffusers. Its sizes are read off the shapes of it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from library.files import hub
 from library.files.shards import open_model
-from library.files.weights import Source, WeightFile, describe_keys, fill_module
+from library.files.weights import WEIGHT_SUFFIXES, Source, WeightFile, describe_keys, fill_module
 from library.models.attention import AttentionMode
 from library.models.flux.chroma import ChromaTransformer
 from library.models.flux.controlnet import FluxControlNet
@@ -28,6 +29,15 @@ LATENT_CHANNELS = 16
 PATCH_CHANNELS = 4 * LATENT_CHANNELS
 
 OnWeight = Callable[[str, Tensor], Tensor]
+
+
+def locate(name: str, flag: str) -> Path:
+    """The file or folder that `name` means; a hub id is fetched.
+
+    Raises:
+        FileNotFoundError, ValueError: there is nothing of that name; names it and `flag`.
+    """
+    return hub.locate(name, _hub_files, flag, WEIGHT_SUFFIXES)
 
 
 def load_transformer(
@@ -88,6 +98,12 @@ def load_controlnet(
             model = FluxControlNet(shape, attention)
         fill_module(model, sources, dtype, device)
     return model.eval().requires_grad_(False)
+
+
+def _hub_files(files: Sequence[str]) -> list[str]:
+    """Of the files of a repository, those that are read: the transformer and the tokenizers."""
+    wanted = ("transformer/", "tokenizer/", "tokenizer_2/", "model_index.json")
+    return [name for name in files if name.startswith(wanted)]
 
 
 def _build(shape: FluxShape, attention: AttentionMode) -> StreamTransformer:

@@ -21,12 +21,22 @@ class Variant:
     implementation: str
     takes_pooled: bool = True
     """CLIP-L's pooled state is an input."""
+    ignores_guidance: bool = False
+    """The guidance scale is no input."""
     extra_text_token: bool = False
     """One token of padding counts as text, as in its training."""
 
 
 DEV = Variant("FLUX.1 dev", "flux", 512, "flux1", "flux-1-dev", "https://github.com/black-forest-labs/flux")
-SCHNELL = Variant("FLUX.1 schnell", "flux", 256, "flux1", "flux-1-schnell", "https://github.com/black-forest-labs/flux")
+SCHNELL = Variant(
+    "FLUX.1 schnell",
+    "flux",
+    256,
+    "flux1",
+    "flux-1-schnell",
+    "https://github.com/black-forest-labs/flux",
+    ignores_guidance=True,
+)
 CHROMA = Variant(
     "Chroma",
     "chroma",

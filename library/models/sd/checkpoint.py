@@ -17,8 +17,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
-from library.files.hub import download, is_hub_id
-from library.files.weights import PICKLE_SUFFIXES, SAFETENSORS_SUFFIXES, WeightFile, fill_module, open_weights
+from library.files import hub
+from library.files.weights import WEIGHT_SUFFIXES, WeightFile, fill_module, open_weights
 from library.models.attention import AttentionMode
 from library.models.sd.families import check_is_stable_diffusion, other_pipeline, warn_of_strangers
 from library.models.sd.layout import UNET_PREFIX, unet_shape, unet_sources
@@ -41,12 +41,7 @@ def locate(name: str, flag: str = MODEL_FLAG) -> Path:
     Raises:
         FileNotFoundError, ValueError: there is nothing of that name; names it and `flag`.
     """
-    path = Path(name)
-    if path.exists():
-        return path
-    if not is_hub_id(name) or path.suffix.lower() in (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES):
-        raise FileNotFoundError(f"{flag}: {name}: no such file or folder")
-    return download(name, _hub_files, flag)
+    return hub.locate(name, _hub_files, flag, WEIGHT_SUFFIXES)
 
 
 def load_unet(

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from library.files.hub import download
@@ -94,6 +95,16 @@ class TokenizerKind:
 
 
 CLIP = TokenizerKind("CLIP", CLIPTokenizer, ("vocab.json", "merges.txt"))
+
+
+def row_lengths(mask: Tensor) -> tuple[int, ...]:
+    """How many ones each row of `mask` [B, T] has; all T in a mask without content, as memory is estimated with.
+
+    Waits for the device of `mask`, unless that is the CPU.
+    """
+    if mask.is_meta or isinstance(mask, FakeTensor):
+        return (mask.shape[1],) * len(mask)
+    return tuple(int(count) for count in mask.sum(dim=1).tolist())
 
 
 def load_tokenizer(

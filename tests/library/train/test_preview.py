@@ -33,7 +33,7 @@ class Toy:
     def encode_prompts(self, encoders: Sequence[nn.Module], prompts: Sequence[str]) -> dict[str, Tensor]:
         return {"letters": torch.tensor([[float(len(prompt))] for prompt in prompts])}
 
-    def condition(self, text: dict[str, Tensor], sizes: Tensor | None = None) -> Condition:
+    def condition(self, text: dict[str, Tensor], sizes: Tensor | None = None, lengths: Any = None) -> Condition:
         return Condition(text, sizes)
 
     def complete_request(self, request: ImageRequest) -> ImageRequest:

@@ -33,7 +33,7 @@ class ToyFamily:
     def scale_latents(self, latents):
         return 2 * latents
 
-    def condition(self, text, sizes=None):
+    def condition(self, text, sizes=None, lengths=None):
         return Condition(text)
 
     def predict(self, denoiser, x, t, cond):

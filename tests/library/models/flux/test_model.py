@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from library.models.flux.model import without_padding
+from library.models.flux.rope import RopeTables
+from tests.library.models.flux.small import CHROMA, DEV, SCHNELL, controlnet, inputs, transformer
+
+MODELS = pytest.mark.parametrize("shape", [DEV, SCHNELL, CHROMA], ids=["dev", "schnell", "chroma"])
+
+
+@MODELS
+def test_short_captions_answer_as_if_their_padding_were_not_there(shape) -> None:
+    model, given = transformer(shape), inputs(shape)
+    whole = model(**given, lengths=(3, 5))
+    for row, length in enumerate((3, 5)):
+        alone = {name: value[row : row + 1] if isinstance(value, Tensor) else value for name, value in given.items()}
+        alone["txt"] = alone["txt"][:, :length]
+        torch.testing.assert_close(whole[row : row + 1], model(**alone), atol=2e-5, rtol=1e-4)
+
+
+@MODELS
+def test_what_stands_in_the_padding_does_not_matter(shape) -> None:
+    model, given = transformer(shape), inputs(shape)
+    first = model(**given, lengths=(3, 4))
+    given["txt"][0, 3:] = 1000.0
+    given["txt"][1, 4:] = -1000.0
+    assert torch.equal(first, model(**given, lengths=(3, 4)))
+
+
+def test_captions_of_one_length_need_no_variable_attention() -> None:
+    txt = torch.zeros(2, 5, 4)
+    short, keys = without_padding(txt, (3, 3), 6)
+    assert short.shape == (2, 3, 4) and keys is None
+    assert without_padding(txt, (3, 4), 6)[1] == (9, 10)
+    assert without_padding(txt, None, 6) == (txt, None)
+
+
+def test_the_table_of_angles_is_made_once_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    original = RopeTables._table
+    monkeypatch.setattr(RopeTables, "_table", lambda self, size, text: made.append(size) or original(self, size, text))
+    model = transformer(DEV)
+    for size, tokens in (((2, 3), 5), ((3, 2), 5), ((2, 3), 4), ((2, 3), 5)):
+        model(**inputs(DEV, size=size, tokens=tokens))
+    assert made == [(2, 3), (3, 2)]
+    model(**inputs(DEV, tokens=600))
+    assert made == [(2, 3), (3, 2), (2, 3)], "a longer text than the table has room for"
+
+
+def test_heads_that_cannot_be_shared_among_three_axes_are_refused() -> None:
+    with pytest.raises(ValueError, match="heads of 40 channels"):
+        RopeTables(40)
+
+
+def test_a_gradient_reaches_the_picture_through_every_block() -> None:
+    model, given = transformer(DEV), inputs(DEV)
+    given["img"].requires_grad_()
+    model(**given, lengths=(3, 5)).sum().backward()
+    assert given["img"].grad is not None and given["img"].grad.abs().min() > 0
+
+
+def test_single_residuals_lie_with_the_text_first() -> None:
+    model, given = transformer(DEV), inputs(DEV, rows=1)
+    residual = torch.zeros(1, 5 + 6, 64)
+    residual[:, 5:] = 0.5  # the picture alone
+    moved = model(**given, single_residuals=[residual])
+    assert not torch.equal(moved, model(**given))
+    residual = torch.zeros(1, 5 + 6, 64)
+    residual[:, 3:5] = 0.5  # padding alone
+    assert torch.equal(model(**given, lengths=(3,), single_residuals=[residual]), model(**given, lengths=(3,)))
+
+
+def test_a_controlnet_gives_a_residual_for_each_of_its_blocks_and_the_picture_steers_them() -> None:
+    net, given = controlnet(), inputs(DEV)
+    control = torch.rand(2, 3, 32, 48) * 2 - 1
+    first = net(given.pop("img"), control, *given.values())
+    assert [residual.shape for residual in first] == [(2, 6, 64)] * 2
+    assert not torch.equal(first[0], net(inputs(DEV)["img"], -control, *given.values())[0])
