@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, ClassVar, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from library.diffusion.flow import FlowMatching
 from library.files.formats import TextFormat
@@ -20,7 +18,16 @@ from library.flags.model import ModelFlags
 from library.flags.objective import LossFlags, NoiseFlags
 from library.flags.run import AttentionFlags, PrecisionFlags
 from library.flags.settings import Settings
-from library.models.architecture import Architecture, Condition, ImageRequest, OnWeight, TokenCount
+from library.models.architecture import (
+    Architecture,
+    Condition,
+    ImageRequest,
+    OnWeight,
+    QuantizedLayers,
+    SwapGroup,
+    TokenCount,
+    double_and_single_swap_groups,
+)
 from library.models.attention import attention_mode
 from library.models.flux.checkpoint import load_controlnet, load_transformer, locate, read_variant
 from library.models.flux.controlnet import FluxControlNet
@@ -50,6 +57,7 @@ class Flux(Architecture):
     bucket_multiple: ClassVar[int] = 32
     encoder_prefixes: ClassVar[tuple[str, ...]] = ("lora_te1", "lora_te3")
     latents = autoencoder.latent_format("_flux.npz")
+    quantized: ClassVar[QuantizedLayers | None] = QuantizedLayers(("double_blocks", "single_blocks"), ("norm",))
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -228,13 +236,10 @@ class Flux(Architecture):
             return list(encoder.encoder.block)
         return list(encoder.encoder.layers) if isinstance(encoder, TextEncoder) else []
 
-    def enable_gradient_checkpointing(self, denoiser: nn.Module, trained_text_encoders: Sequence[nn.Module]) -> None:
-        """Recompute each block of the transformer, and each layer of the encoders, in backward."""
-        blocks = self.blocks(denoiser)
-        for encoder in trained_text_encoders:
-            blocks.extend(self.encoder_blocks(encoder))
-        for block in blocks:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    def swap_groups(self, denoiser: nn.Module, blocks_to_swap: int) -> list[SwapGroup]:
+        """Half of `blocks_to_swap` from the double blocks, and two single blocks for each of the rest."""
+        model = cast(StreamTransformer, denoiser)
+        return double_and_single_swap_groups(model.double_blocks, model.single_blocks, blocks_to_swap)
 
     def network_views(self, text_encoders: Sequence[nn.Module]) -> list[nn.Module]:
         """CLIP-L under the name `text_model`, which published LoRA keys hold; T5 as it is."""

@@ -9,6 +9,7 @@ from torch import nn
 from library.data.items import Batch
 from library.diffusion.ddpm import DDPM
 from library.diffusion.process import Draws
+from library.files.formats import TextFormat
 from library.flags.objective import LossFlags, NoiseFlags
 from library.models.architecture import Condition
 from library.train.state import Models
@@ -17,6 +18,8 @@ from library.train.step import step_loss, step_seed
 
 class ToyFamily:
     """Predicts `bias`, scaled latents are twice the cached ones, one text encoder counts letters."""
+
+    text = TextFormat(suffix="", arrays=("context",))
 
     def __init__(self, **loss):
         self.process = DDPM(NoiseFlags(), LossFlags(**loss), v_parameterization=False)

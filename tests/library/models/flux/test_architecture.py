@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from library.flags.flow import FlowFlags
 from library.flags.run import PrecisionFlags
@@ -14,9 +17,11 @@ from library.flags.settings import Settings
 from library.models.architecture import ImageRequest
 from library.models.flux.architecture import Flux
 from library.models.flux.flags import FluxModelFlags
+from library.models.flux.model import FluxTransformer
 from library.models.text.t5 import tokenize_padded
 from tests.library.models.flux import small
 
+FACTS = Path(__file__).resolve().parents[3] / "facts"
 CPU = torch.device("cpu")
 SHAPES = pytest.mark.parametrize("shape", [small.DEV, small.SCHNELL, small.CHROMA], ids=["dev", "schnell", "chroma"])
 CAPTIONS = ["a red house on the hill", "cat"]
@@ -277,7 +282,8 @@ def test_recomputed_blocks_give_the_same_gradient(tmp_path: Path) -> None:
         denoiser = arch.load_denoiser(torch.float32, CPU)
         weight = denoiser.get_parameter("double_blocks.0.img_attn.qkv.weight").requires_grad_()
         if recompute:
-            arch.enable_gradient_checkpointing(denoiser, [])
+            for block in arch.blocks(denoiser):
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         x = torch.ones(2, 16, 4, 6)
         arch.predict(denoiser, x, torch.tensor([100.0, 900.0]), arch.condition(text)).square().mean().backward()
         gradients.append(weight.grad)
@@ -296,3 +302,15 @@ def test_half_precision_follows_the_weights(tmp_path: Path) -> None:
 def test_flags_of_the_flow_reach_the_process(tmp_path: Path) -> None:
     arch = Flux(Settings.of(*small.settings(tmp_path).groups.values(), FlowFlags(model_prediction_type="raw")))
     assert arch.process.flow.model_prediction_type == "raw"
+
+
+def test_blocks_to_swap_are_shared_as_recorded() -> None:
+    with torch.device("meta"):
+        model = FluxTransformer(replace(small.DEV, double_blocks=19, single_blocks=38))
+    facts = json.loads((FACTS / "block_swap.json").read_text(encoding="utf-8"))["flux"]
+    arch = Flux(Settings.of())
+    assert len(arch.blocks(model)) == 19 + 38
+    for number, shares in facts["split [double, single] or [main] by blocks_to_swap"].items():
+        assert [group.num_swapped for group in arch.swap_groups(model, int(number))] == shares
+    with pytest.raises(ValueError, match="36"):
+        arch.swap_groups(model, facts["maximum"] + 1)
