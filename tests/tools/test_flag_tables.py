@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize("name", flag_tables.PAGES)
 def test_the_tables_of_a_page_are_up_to_date(name: str) -> None:
     page = (ROOT / name).read_text(encoding="utf-8")
-    assert flag_tables.with_tables(page, flag_tables.PAGES[name]) == page, "run: python tools/flag_tables.py --write"
+    assert flag_tables.with_tables(page, flag_tables.PAGES[name], flag_tables.IDLE.get(name)) == page, (
+        "run: python tools/flag_tables.py --write"
+    )
 
 
 def test_every_flag_stands_in_the_tables_once() -> None:
@@ -30,6 +32,11 @@ def test_a_row_shows_choices_and_default_and_keeps_to_its_cells() -> None:
     )
     assert "{a\\|b}" in flag_tables.row(flags["enable_wildcard"])
     assert "| number ... |" in flag_tables.row(flags["text_encoder_lr"])
+
+
+def test_a_flag_without_effect_in_a_script_says_why() -> None:
+    text = flag_tables.tables(TRAIN_NETWORK, {"v2": "the model is another"})
+    assert "| `--v2` | switch |  | no effect: the model is another |" in text
 
 
 def test_a_page_without_marks_is_an_error() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -30,11 +32,12 @@ from library.models.architecture import (
 )
 from library.models.attention import attention_mode
 from library.models.flux.checkpoint import load_controlnet, load_transformer, locate, read_variant
+from library.models.flux.control import read_control
 from library.models.flux.controlnet import FluxControlNet
 from library.models.flux.flags import FluxModelFlags, FluxTrainingFlags
 from library.models.flux.model import TIME_FACTOR, StreamTransformer
 from library.models.flux.patches import pack, unpack
-from library.models.flux.sampling import complete, denoised, packed_noise
+from library.models.flux.sampling import SMALLEST, completed, denoised, packed_noise
 from library.models.flux.text import CLIP_TOKENS, NoTextEncoder, clip_id, load_clip, load_t5, pooled_state, t5_id
 from library.models.flux.variants import Variant
 from library.models.text.clip import TextEncoder, check_vocabulary
@@ -44,6 +47,8 @@ from library.models.vae import flux as autoencoder
 
 MODEL_FLAG = "--pretrained_model_name_or_path"
 MASK = "t5_attn_mask"
+CONTROL_IMAGE = "controlnet_image"
+"""Among the extras of a request: the picture that the ControlNet follows (--cn)."""
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -215,15 +220,29 @@ class Flux(Architecture):
         return unpack(denoiser(img, *told, residuals), size)
 
     def sample(self, denoiser: nn.Module, cond: Condition, uncond: Condition | None, request: ImageRequest) -> Tensor:
-        """Latents [1, 16, h, w] of unit variance."""
+        """Latents [1, 16, h, w] of unit variance, steered by the `controlnet_image` of the request's extras."""
         assert request.width and request.height and request.seed is not None, "a complete request"
         noise = packed_noise(request.seed, request.height, request.width, self.latents.channels)
         device = cond.text["t5_out"].device
-        return denoised(partial(self.predict, denoiser), noise.to(device), cond, uncond, request)
+        predict = partial(self.predict, denoiser)
+        if CONTROL_IMAGE not in request.extras:
+            return denoised(predict, noise.to(device), cond, uncond, request)
+        control = read_control(Path(request.extras[CONTROL_IMAGE]), request.height, request.width).to(device)
+        told = [None if one is None else replace(one, control=control) for one in (cond, uncond)]
+        with self._controlnet_at_work(denoiser):
+            return denoised(predict, noise.to(device), cast(Condition, told[0]), told[1], request)
 
     def complete_request(self, request: ImageRequest) -> ImageRequest:
-        """512x512, 20 steps, guidance 3.5 where `request` says nothing; sides floored to 16."""
-        return complete(request)
+        """512x512, 20 steps, guidance 3.5 where `request` says nothing; sides floored to 16.
+
+        Raises ValueError for a picture to follow without a ControlNet, and for one that cannot be read.
+        """
+        complete = completed(request)
+        if CONTROL_IMAGE in request.extras:
+            if not self.flags.controlnet_model_name_or_path:
+                raise ValueError("a picture to follow (--cn) needs a ControlNet: --controlnet_model_name_or_path")
+            read_control(Path(request.extras[CONTROL_IMAGE]), SMALLEST, SMALLEST)
+        return complete
 
     def blocks(self, denoiser: nn.Module) -> list[nn.Module]:
         """The double blocks, then the single ones."""
@@ -280,6 +299,19 @@ class Flux(Architecture):
     def unused_flags(self) -> Mapping[str, str]:
         """Guidance is no input of schnell."""
         return {"guidance_scale": f"{self.variant.title} takes no guidance"} if self.variant.ignores_guidance else {}
+
+    @contextmanager
+    def _controlnet_at_work(self, denoiser: nn.Module) -> Iterator[None]:
+        """The ControlNet beside the denoiser; between pictures it lies in main memory."""
+        weight = denoiser.get_parameter("img_in.weight")
+        if self.controlnet is None:
+            self.load_controlnet(weight.dtype if weight.itemsize > 1 else torch.bfloat16, weight.device)
+        assert self.controlnet is not None
+        try:
+            self.controlnet.to(weight.device)
+            yield
+        finally:
+            self.controlnet.to("cpu")
 
     @cached_property
     def _path(self) -> Path:

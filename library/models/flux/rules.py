@@ -12,6 +12,13 @@ FLUX_RULES = Rules(
         Rule("no T5-XXL", lambda t5xxl: not t5xxl, "--t5xxl is missing: name the file of the text encoder T5-XXL"),
         Rule("no autoencoder", lambda ae: not ae, "--ae is missing: name the file of the autoencoder"),
         Rule(
+            "a ControlNet for Chroma",
+            lambda model_type, controlnet_model_name_or_path: (
+                model_type == "chroma" and bool(controlnet_model_name_or_path)
+            ),
+            "--controlnet_model_name_or_path is for FLUX.1: its ControlNets read CLIP-L, which Chroma does not have",
+        ),
+        Rule(
             "weighted captions",
             lambda weighted_captions: weighted_captions,
             "--weighted_captions: T5-XXL has no weights of words; leave it out",

@@ -23,7 +23,7 @@ Predict = Callable[[Tensor, Tensor, Condition], Tensor]
 """x [B, C, h, w] in float32, t [B] from 1000 to 0, what the denoiser is told -> the velocity [B, C, h, w]."""
 
 
-def complete(request: ImageRequest) -> ImageRequest:
+def completed(request: ImageRequest) -> ImageRequest:
     """512x512, 20 steps, guidance 3.5 and no second guidance where `request` says nothing; sides floored to 16."""
     return replace(
         request,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -189,6 +190,34 @@ def test_a_control_picture_steers_the_answer(tmp_path: Path) -> None:
     assert not torch.allclose(arch.predict(denoiser, x, t, cond), plain)
     pair = cond.followed_by(cond)
     assert pair.control is not None and pair.control.shape[0] == 2 and pair.rows([1]).control is not None
+
+
+def test_a_prompt_names_the_picture_that_the_controlnet_follows(tmp_path: Path) -> None:
+    net = small.write(small.controlnet(), tmp_path / "net.safetensors")
+    arch = flux(tmp_path, controlnet_model_name_or_path=str(net))
+    denoiser = arch.load_denoiser(torch.float32, CPU)
+    both = arch.condition(arch.encode_prompts(arch.load_text_encoders(torch.float32, CPU), ["a cat", "red stone"]))
+    plain = arch.complete_request(ImageRequest("a cat", width=64, height=64, steps=1, seed=3, scale=2.0))
+
+    def steered(colour: str) -> Tensor:
+        Image.new("RGB", (20, 40), colour).save(tmp_path / "control.png")
+        extras = {"controlnet_image": str(tmp_path / "control.png")}
+        request = arch.complete_request(replace(plain, extras=extras))
+        return arch.sample(denoiser, both.rows([0]), both.rows([1]), request)
+
+    white, black = steered("white"), steered("black")
+    assert not torch.allclose(white, black)
+    assert torch.equal(white, steered("white"))
+    assert not torch.allclose(arch.sample(denoiser, both.rows([0]), both.rows([1]), plain), white)
+
+
+def test_a_picture_to_follow_needs_a_controlnet_and_must_be_there(tmp_path: Path) -> None:
+    request = ImageRequest("a cat", extras={"controlnet_image": str(tmp_path / "nowhere.png")})
+    with pytest.raises(ValueError, match="needs a ControlNet: --controlnet_model_name_or_path"):
+        flux(tmp_path).complete_request(request)
+    net = small.write(small.controlnet(), tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"there is no file .*nowhere\.png"):
+        flux(tmp_path, controlnet_model_name_or_path=str(net)).complete_request(request)
 
 
 @pytest.mark.parametrize(

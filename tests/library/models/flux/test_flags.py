@@ -88,6 +88,12 @@ def test_chroma_needs_no_clip_l_and_says_so_when_it_is_given(read: Read) -> None
     assert warning.startswith("--clip_l has no effect with --model_type=chroma")
 
 
+def test_a_controlnet_does_not_go_with_chroma(refused: Refused, base: list[str]) -> None:
+    file = base[0].partition("=")[2]
+    (line,) = refused("--model_type=chroma", f"--controlnet_model_name_or_path={file}", without=("--clip_l=",))
+    assert line.startswith("--controlnet_model_name_or_path is for FLUX.1")
+
+
 def test_what_chroma_needs_is_applied_and_said(read: Read) -> None:
     settings = read("--model_type=chroma", without=("--clip_l=",))
     assert settings[FluxModelFlags].apply_t5_attn_mask

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from library.diffusion.flow import shifted
 from library.models.architecture import Condition, ImageRequest
-from library.models.flux.sampling import complete, denoised, packed_noise
+from library.models.flux.sampling import completed, denoised, packed_noise
 
 NOISE = torch.randn(1, 4, 4, 6, generator=torch.Generator().manual_seed(1))
 COND, UNCOND = (Condition({"txt": torch.full((1, 2, 3), value)}) for value in (1.0, -1.0))
@@ -31,19 +31,19 @@ class Recorder:
 
 
 def test_what_a_prompt_leaves_open_is_the_familys_own() -> None:
-    request = complete(ImageRequest("a cat"))
+    request = completed(ImageRequest("a cat"))
     assert (request.width, request.height, request.steps) == (512, 512, 20)
     assert (request.scale, request.guidance_scale) == (1.0, 3.5)
 
 
 @pytest.mark.parametrize(("asked", "made"), [(1024, 1024), (1000, 992), (15, 64), (64, 64)])
 def test_sides_are_floored_to_16_pixels(asked: int, made: int) -> None:
-    request = complete(ImageRequest("a cat", width=asked, height=asked))
+    request = completed(ImageRequest("a cat", width=asked, height=asked))
     assert (request.width, request.height) == (made, made)
 
 
 def test_zero_is_a_guidance_and_not_its_absence() -> None:
-    request = complete(ImageRequest("a cat", guidance_scale=0.0, scale=0.0))
+    request = completed(ImageRequest("a cat", guidance_scale=0.0, scale=0.0))
     assert (request.guidance_scale, request.scale) == (0.0, 0.0)
 
 

@@ -1,0 +1,114 @@
+"""Prompt -> picture with any model family: which part is read when, and what of it stays."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from library.generation.images import to_image
+from library.models.architecture import Architecture, ImageRequest
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The number format of each part."""
+
+    text_encoders: tuple[torch.dtype, ...]
+    """In the order of the family."""
+    denoiser: torch.dtype
+    vae: torch.dtype
+
+
+class Adapters(Protocol):
+    """What is put on the models as they are read, such as LoRA."""
+
+    def on_text_encoders(self, encoders: Sequence[nn.Module], device: torch.device) -> None:
+        """Change the text encoders, in the order of the family."""
+        ...
+
+    def on_denoiser(self, denoiser: nn.Module, device: torch.device) -> None:
+        """Change the denoiser."""
+        ...
+
+
+@dataclass
+class Pipeline:
+    """Makes pictures, one after the other, with parts that are read when the first picture needs them.
+
+    The text encoders have encoded before the denoiser is read. With `one_picture` every part is dropped after its
+    work, so that memory never holds more than the largest; with `offload` parts wait in main memory while another
+    works; otherwise all stay on `device`.
+    """
+
+    arch: Architecture
+    device: torch.device
+    numbers: Numbers
+    one_picture: bool = False
+    offload: bool = False
+    adapters: Adapters | None = None
+    _parts: dict[str, list[nn.Module]] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def make(self, request: ImageRequest) -> Image.Image:
+        """The picture of a complete `request`; ValueError when what comes out is not finite."""
+        text = self._at_work("text encoders", self._read_text_encoders, lambda parts: self._encode(parts, request))
+        latents = self._at_work("denoiser", self._read_denoiser, lambda parts: self._latents(parts[0], text, request))
+        check_finite(latents, "the denoiser's answer")
+        pixels = self._at_work("vae", self._read_vae, lambda parts: self.arch.decode_latents(parts[0], latents))
+        check_finite(pixels, "the picture")
+        return to_image(pixels[0])
+
+    def _encode(self, encoders: Sequence[nn.Module], request: ImageRequest) -> dict[str, Tensor]:
+        """The rows of the prompt and of the negative prompt, as the denoiser takes numbers."""
+        text = self.arch.encode_prompts(encoders, [request.prompt, request.negative_prompt])
+        dtype = self.numbers.denoiser
+        return {name: value.to(dtype) if value.is_floating_point() else value for name, value in text.items()}
+
+    def _latents(self, denoiser: nn.Module, text: dict[str, Tensor], request: ImageRequest) -> Tensor:
+        assert request.width is not None and request.height is not None
+        size = [request.height, request.width]
+        sizes = torch.tensor([[*size, 0, 0, *size]] * 2, dtype=torch.float32, device=self.device)
+        both = self.arch.condition(text, sizes)
+        return self.arch.sample(denoiser, both.rows([0]), both.rows([1]), request)
+
+    def _read_text_encoders(self) -> list[nn.Module]:
+        numbers = self.numbers.text_encoders
+        encoders = self.arch.load_text_encoders(numbers[-1], self.device)
+        if self.adapters is not None:
+            self.adapters.on_text_encoders(self.arch.network_views(encoders), self.device)
+        return [encoder.to(dtype) for encoder, dtype in zip(encoders, numbers, strict=True)]
+
+    def _read_denoiser(self) -> list[nn.Module]:
+        denoiser = self.arch.load_denoiser(self.numbers.denoiser, self.device)
+        if self.adapters is not None:
+            self.adapters.on_denoiser(denoiser, self.device)
+        return [denoiser]
+
+    def _read_vae(self) -> list[nn.Module]:
+        return [self.arch.load_vae(self.numbers.vae, self.device)]
+
+    def _at_work(self, name: str, read: Callable[[], list[nn.Module]], work: Callable[[list[nn.Module]], Part]) -> Part:
+        """What `work` makes with the part `name`, which is on the device meanwhile."""
+        parts = self._parts.pop(name, None) or read()
+        done = work([part.to(self.device) for part in parts])
+        if not self.one_picture:
+            self._parts[name] = [part.to("cpu") for part in parts] if self.offload else parts
+        del parts
+        if (self.one_picture or self.offload) and self.device.type != "cpu":
+            gc.collect()
+            torch.get_device_module(self.device).empty_cache()
+        return done
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Raise ValueError if `values`, which `what` names, hold infinity or no number."""
+    if not values.isfinite().all():
+        raise ValueError(f"{what} is not finite: half precision may have overflowed; try bf16, or float32 for the VAE")
