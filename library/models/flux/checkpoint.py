@@ -53,15 +53,36 @@ def load_transformer(
     Raises:
         ValueError: the file is of another family, is not what `model_type` says, or does not hold all weights.
     """
-    with _opened(path) as file:
-        sources = _checked_sources(file, path)
+    with transformer_sources(path) as sources:
         _check_type(variant_of(sources), model_type, path)
-        shape = flux_shape(_shapes(sources), path)
-        _check_inputs(shape, path)
-        with torch.device("meta"):
-            model = _build(shape, attention)
+        model = transformer_without_weights(sources, path, attention)
         fill_module(model, sources, dtype, device, on_weight)
     return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def transformer_sources(path: Path) -> Iterator[dict[str, Source]]:
+    """The weights of the transformer at `path` under their published names, to be read while the context lasts.
+
+    Raises:
+        ValueError: it is of another family.
+    """
+    with _opened(path) as file:
+        yield _checked_sources(file, path)
+
+
+def transformer_without_weights(
+    sources: Mapping[str, Source], path: Path, attention: AttentionMode = AttentionMode.SDPA
+) -> StreamTransformer:
+    """A model of the sizes that `sources` of the file at `path` have, on the meta device.
+
+    Raises:
+        ValueError: a weight that decides a size is missing, or the model takes other inputs than FLUX.1.
+    """
+    shape = flux_shape({name: source.shape for name, source in sources.items()}, path)
+    _check_inputs(shape, path)
+    with torch.device("meta"):
+        return ChromaTransformer(shape, attention) if shape.guidance_depth else FluxTransformer(shape, attention)
 
 
 def read_variant(path: Path, model_type: str) -> Variant:
@@ -70,8 +91,8 @@ def read_variant(path: Path, model_type: str) -> Variant:
     Raises:
         ValueError: it is of another family, or not what `model_type` says.
     """
-    with _opened(path) as file:
-        variant = variant_of(_checked_sources(file, path))
+    with transformer_sources(path) as sources:
+        variant = variant_of(sources)
     _check_type(variant, model_type, path)
     return variant
 
@@ -93,7 +114,7 @@ def load_controlnet(
                 f"--controlnet_model_name_or_path: {path} is a ControlNet of diffusers, which is another network: "
                 "one with the keys input_hint_block and pos_embed_input is needed"
             )
-        shape = flux_shape(_shapes(sources), path)
+        shape = flux_shape({name: source.shape for name, source in sources.items()}, path)
         with torch.device("meta"):
             model = FluxControlNet(shape, attention)
         fill_module(model, sources, dtype, device)
@@ -104,10 +125,6 @@ def _hub_files(files: Sequence[str]) -> list[str]:
     """Of the files of a repository, those that are read: the transformer and the tokenizers."""
     wanted = ("transformer/", "tokenizer/", "tokenizer_2/", "model_index.json")
     return [name for name in files if name.startswith(wanted)]
-
-
-def _build(shape: FluxShape, attention: AttentionMode) -> StreamTransformer:
-    return ChromaTransformer(shape, attention) if shape.guidance_depth else FluxTransformer(shape, attention)
 
 
 @contextmanager
@@ -162,7 +179,3 @@ def _check_inputs(shape: FluxShape, path: Path) -> None:
             f"{path} takes {shape.in_channels} channels a patch where FLUX.1 takes {PATCH_CHANNELS}: it is made for "
             "filling in or for control pictures (Fill, Depth, Canny); train on FLUX.1 dev or schnell"
         )
-
-
-def _shapes(sources: Mapping[str, Source]) -> dict[str, tuple[int, ...]]:
-    return {name: source.shape for name, source in sources.items()}

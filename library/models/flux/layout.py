@@ -11,7 +11,7 @@ from library.models.flux.model import FluxShape
 
 PREFIX = "model.diffusion_model."
 """Before every key of some single files."""
-DIFFUSERS_KEY = "single_transformer_blocks."
+_OF_DIFFUSERS = "single_transformer_blocks."
 
 # Name in diffusers -> published name and its place among the tensors that are joined there.
 _DOUBLE = {
@@ -67,15 +67,20 @@ _APPROXIMATOR_LAYER = re.compile(r"distilled_guidance_layer\.layers\.(?P<n>\d+)\
 _APPROXIMATOR_NORM = re.compile(r"distilled_guidance_layer\.norms\.\d+")
 
 
+def is_of_diffusers(file: WeightFile) -> bool:
+    """Whether the transformer in `file` has the layout of diffusers."""
+    return any(key.startswith(_OF_DIFFUSERS) for key in file.keys())
+
+
 def flux_sources(file: WeightFile) -> dict[str, Source]:
     """The weights of the transformer in `file` under their published names, whatever layout it has.
 
     Raises:
         ValueError: a key of a file of diffusers is not known.
     """
-    keys = file.keys()
-    if any(key.startswith(DIFFUSERS_KEY) for key in keys):
+    if is_of_diffusers(file):
         return _from_diffusers(file)
+    keys = file.keys()
     prefix = PREFIX if any(key.startswith(PREFIX) for key in keys) else ""
     return {key.removeprefix(prefix): Source(file, key) for key in keys if key.startswith(prefix)}
 
