@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
@@ -77,6 +78,27 @@ class BackgroundHash:
             self._hashes = FileHashes(model_hash(self.path), sha256_of(self.path))
         except OSError as error:
             self._error = error
+
+
+class HashedFile:
+    """A file that is written from its beginning to its end, and its SHA-256."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        """Append `data`."""
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """As a file does it."""
+        self._file.flush()
+
+    def hexdigest(self) -> str:
+        """Of all that was written, 64 hexadecimal digits."""
+        return self._digest.hexdigest()
 
 
 def precalculate_safetensors_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from library.files.atomic import replacing
+from library.files.hashing import HashedFile
 from library.files.safetensors_header import content, file_order, header
 from library.files.weights import SAFETENSORS_SUFFIXES
 
@@ -18,11 +19,12 @@ def stream_safetensors(
     value: Callable[[str], Tensor],
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
-) -> None:
+) -> str:
     """Write a file whose tensors are made one at a time: the file is whole or it is not there.
 
     `shapes` says which tensors there will be, with the shape and dtype of each, on the meta device; `value` makes
-    the one of a name and is called once for each, in the order of the file.
+    the one of a name and is called once for each, in the order of the file. The answer is the SHA-256 of the file, made
+    while it is written.
 
     Raises:
         ValueError: `path` does not end in .safetensors.
@@ -31,9 +33,11 @@ def stream_safetensors(
     if target.suffix.lower() not in SAFETENSORS_SUFFIXES:
         raise ValueError(f"{target}: only a .safetensors file can be written tensor by tensor; give it that ending")
     with replacing(target) as temporary, temporary.open("wb") as file:
-        file.write(header(shapes, metadata or {}))
+        hashed = HashedFile(file)
+        hashed.write(header(shapes, metadata or {}))
         for name in file_order(shapes):
             tensor = value(name)
             planned = shapes[name]
             assert tensor.shape == planned.shape and tensor.dtype == planned.dtype, f"{name} is not what was planned"
-            file.write(content(tensor))
+            hashed.write(content(tensor))
+    return hashed.hexdigest()

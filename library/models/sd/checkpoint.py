@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from library.files import hub
-from library.files.weights import WEIGHT_SUFFIXES, WeightFile, fill_module, open_weights
+from library.files.weights import WEIGHT_SUFFIXES, Source, WeightFile, fill_module, open_weights
 from library.models.attention import AttentionMode
 from library.models.sd.families import check_is_stable_diffusion, other_pipeline, warn_of_strangers
 from library.models.sd.layout import UNET_PREFIX, unet_shape, unet_sources
@@ -57,13 +57,13 @@ def load_unet(
     Raises:
         ValueError: the file is of another family, is not what `v2` says, or does not hold a whole U-Net.
     """
-    with _opened(path, "unet") as file:
+    with opened_part(path, "unet") as file:
         _check_version(path, file, v2)
         if not path.is_dir():
             warn_of_strangers(file)
         sources = unet_sources(file)
         shapes = {name: source.shape for name, source in sources.items()}
-        shape = unet_shape(shapes, v2, _config(path, "unet"), path)
+        shape = unet_shape(shapes, v2, part_config(path, "unet"), path)
         with torch.device("meta"):
             unet = UNet(shape, attention)
         fill_module(unet, sources, dtype, device, on_weight)
@@ -76,17 +76,12 @@ def load_text_encoder(path: Path, v2: bool, dtype: torch.dtype, device: torch.de
     Raises:
         ValueError: as `load_unet`.
     """
-    with _opened(path, "unet") as file:
+    with opened_part(path, "unet") as file:
         _check_version(path, file, v2)
-    with _opened(path, "text_encoder") as file:
-        if path.is_dir():
-            sources = clip_sources(file)
-        elif v2:
-            sources = openclip_sources(file, OPENCLIP_PREFIX, OPENCLIP_LAYERS)
-        else:
-            sources = clip_sources(file, CLIP_PREFIX)
+    with opened_part(path, "text_encoder") as file:
+        sources = text_sources(file, path, v2)
         activation = "gelu" if v2 else "quick_gelu"
-        return build_text_encoder(sources, activation, dtype, device, _config(path, "text_encoder"))
+        return build_text_encoder(sources, activation, dtype, device, part_config(path, "text_encoder"))
 
 
 def load_vae(path: Path, dtype: torch.dtype, device: torch.device | str, flag: str = MODEL_FLAG) -> AutoencoderKL:
@@ -95,7 +90,7 @@ def load_vae(path: Path, dtype: torch.dtype, device: torch.device | str, flag: s
     Raises:
         ValueError: there is none, or it is of another family.
     """
-    with _opened(path, "vae") as file:
+    with opened_part(path, "vae") as file:
         keys = file.keys()
         if any(key.startswith(UNET_PREFIX) for key in keys) and not any(key.startswith(LDM_PREFIX) for key in keys):
             raise ValueError(f"{flag}: {path} holds no autoencoder; give one with {VAE_FLAG}")
@@ -109,9 +104,29 @@ def load_vae(path: Path, dtype: torch.dtype, device: torch.device | str, flag: s
         return build_vae(sources, dtype, device)
 
 
+def text_sources(file: WeightFile, path: Path, v2: bool) -> dict[str, Source]:
+    """The weights of the text encoder in `file`, the one that holds it of the model at `path`, under our names."""
+    if path.is_dir():
+        return clip_sources(file)
+    return openclip_sources(file, OPENCLIP_PREFIX, OPENCLIP_LAYERS) if v2 else clip_sources(file, CLIP_PREFIX)
+
+
+@contextmanager
+def opened_parts(path: Path, vae: Path | None, v2: bool) -> Iterator[dict[str, dict[str, Source]]]:
+    """`unet`, `text_encoder` and `vae` of the model at `path`, the last from `vae` if given: our names -> sources."""
+    with ExitStack() as stack:
+        unet, text = (stack.enter_context(opened_part(path, part)) for part in ("unet", "text_encoder"))
+        pixels = stack.enter_context(opened_part(vae or path, "vae"))
+        yield {
+            "unet": unet_sources(unet),
+            "text_encoder": text_sources(text, path, v2),
+            "vae": vae_sources(pixels),
+        }
+
+
 def vae_id(path: Path) -> str:
     """What names the encoder half of the autoencoder at `path`."""
-    with _opened(path, "vae") as file:
+    with opened_part(path, "vae") as file:
         return encoder_id(vae_sources(file))
 
 
@@ -140,7 +155,8 @@ def _hub_files(files: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _opened(path: Path, part: str) -> Iterator[WeightFile]:
+def opened_part(path: Path, part: str) -> Iterator[WeightFile]:
+    """The file that holds unet, text_encoder or vae of the model at `path`, open."""
     with open_weights(_part_file(path, part)) as file:
         yield file
 
@@ -158,7 +174,7 @@ def _part_file(path: Path, part: str) -> Path:
     raise ValueError(f"{path} holds no {part}/{_weight_files(part)[0]}: {problem}")
 
 
-def _config(path: Path, part: str) -> dict[str, Any]:
+def part_config(path: Path, part: str) -> dict[str, Any]:
     """The config.json of a part; empty for a single file, which has none."""
     file = path / part / "config.json"
     if not path.is_dir() or not file.is_file():
@@ -173,7 +189,7 @@ def _config(path: Path, part: str) -> dict[str, Any]:
 def _check_version(path: Path, file: WeightFile, v2: bool) -> None:
     """Raise ValueError unless the U-Net in `file` is of Stable Diffusion 2.x or 1.x, as `v2` says."""
     check_is_stable_diffusion(file, path)
-    found = _is_v2(file) or bool(_config(path, "unet").get("use_linear_projection"))
+    found = _is_v2(file) or bool(part_config(path, "unet").get("use_linear_projection"))
     if found and not v2:
         raise ValueError(
             f"{path} is a Stable Diffusion 2.x model: add --v2, and --v_parameterization too if it is a 768 version"

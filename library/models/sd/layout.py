@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,22 @@ def unet_sources(file: WeightFile) -> dict[str, Source]:
     keys = [key for key in file.keys() if key.startswith(UNET_PREFIX)]
     if not keys:
         return {key: Source(file, key) for key in file.keys()}
-    modules = _modules([key.removeprefix(UNET_PREFIX) for key in keys])
+    modules = _modules(*_counts([key.removeprefix(UNET_PREFIX) for key in keys]))
     return {_our_name(key.removeprefix(UNET_PREFIX), modules): Source(file, key) for key in keys}
+
+
+def published_unet_keys(names: Collection[str]) -> dict[str, str]:
+    """Our name -> its key in the published single-file layout, for all `names` of a U-Net."""
+    levels = len(_numbers(names, r"down_blocks\.(\d+)\."))
+    layers = len(_numbers(names, r"down_blocks\.0\.resnets\.(\d+)\."))
+    with_text = _numbers(names, r"up_blocks\.(\d+)\.attentions\.")
+    published = {
+        ours: theirs
+        for theirs, ours in _modules(levels, layers).items()
+        if not ours.endswith(".upsamplers.0.conv")
+        or theirs.endswith(".2.conv") == (int(ours.split(".")[1]) in with_text)
+    }
+    return {name: UNET_PREFIX + _published_name(name, published) for name in names}
 
 
 def unet_shape(shapes: Mapping[str, tuple[int, ...]], is_v2: bool, config: Mapping[str, Any], path: Path) -> UNetShape:
@@ -78,16 +92,21 @@ _RESNET_LAYERS = {
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
+_PUBLISHED_RESNET_LAYERS = {ours: theirs for theirs, ours in _RESNET_LAYERS.items()}
 
 
-def _modules(names: list[str]) -> dict[str, str]:
-    """Published module -> ours. The published layout counts all blocks of a direction in one row."""
+def _counts(names: list[str]) -> tuple[int, int]:
+    """Levels, and layers of each on the way down, of a U-Net with the published `names`."""
     shrinking = _numbers(names, r"input_blocks\.(\d+)\.0\.op\.weight")
     blocks = _numbers(names, r"input_blocks\.(\d+)\.")
     # The first block is conv_in, then each level has its layers and one that shrinks, which the last level lacks.
-    layers = (min(shrinking) if shrinking else max(blocks, default=0) + 1) - 1
+    return len(shrinking) + 1, (min(shrinking) if shrinking else max(blocks, default=0) + 1) - 1
+
+
+def _modules(levels: int, layers: int) -> dict[str, str]:
+    """Published module -> ours. The published layout counts all blocks of a direction in one row."""
     modules = dict(_FIXED_MODULES)
-    for level in range(len(shrinking) + 1):
+    for level in range(levels):
         first = 1 + level * (layers + 1)
         for i in range(layers):
             modules[f"input_blocks.{first + i}.0"] = f"down_blocks.{level}.resnets.{i}"
@@ -118,7 +137,18 @@ def _our_name(name: str, modules: Mapping[str, str]) -> str:
     return UNET_PREFIX + name
 
 
-def _numbers(names: list[str], pattern: str) -> set[int]:
+def _published_name(name: str, modules: Mapping[str, str]) -> str:
+    """The other way round: our name -> a key without its prefix; `modules` maps ours to theirs."""
+    parts = name.split(".")
+    length = next(count for count in range(len(parts) - 1, 0, -1) if ".".join(parts[:count]) in modules)
+    ours = ".".join(parts[:length])
+    layer, kind = ".".join(parts[length:-1]), parts[-1]
+    if ".resnets." in ours:
+        layer = _PUBLISHED_RESNET_LAYERS[layer]
+    return ".".join(part for part in (modules[ours], layer, kind) if part)
+
+
+def _numbers(names: Iterable[str], pattern: str) -> set[int]:
     return {int(match[1]) for name in names if (match := re.match(pattern, name))}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -98,6 +98,23 @@ def openclip_sources(file: WeightFile, prefix: str, num_layers: int) -> dict[str
     return sources
 
 
+def openclip_layout(names: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Key in the layout of OpenCLIP -> our names, whose weights follow one another in it along the first dimension."""
+    layout: dict[str, list[str]] = {}
+    for name in names:
+        layer = _LAYER.match(name)
+        if layer is None:
+            layout[_OPENCLIP_KEYS[name]] = [name]
+            continue
+        module, _, kind = name[layer.end() :].rpartition(".")
+        part = f"attn.in_proj_{kind}" if module in _QKV else f"{_OPENCLIP_LAYER_KEYS[module]}.{kind}"
+        layout.setdefault(f"transformer.resblocks.{layer[1]}.{part}", []).append(name)
+    return {
+        key: tuple(sorted(parts, key=lambda name: [name.find(module) < 0 for module in _QKV]))
+        for key, parts in layout.items()
+    }
+
+
 def encode_rows(encoder: nn.Module, ids: Tensor, clip_skip: int) -> Tensor:
     """Token rows [B, rows, 77] -> states [B, rows, 77, D], on the device of the encoder."""
     ids = ids.to(next(encoder.parameters()).device, non_blocking=True)
@@ -155,6 +172,9 @@ _OPENCLIP_MODULES = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
+_OPENCLIP_KEYS = {ours: theirs for theirs, ours in _OPENCLIP_NAMES.items()}
+_OPENCLIP_LAYER_KEYS = {ours: theirs for theirs, ours in _OPENCLIP_MODULES.items()}
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
 

@@ -65,7 +65,21 @@ def vae_sources(file: WeightFile) -> dict[str, Source]:
     if strangers:
         raise ValueError(f"{file.path}: this is not an autoencoder: {describe_keys(strangers)}")
     numbers = [int(match[1]) for name in own if (match := re.match(r"decoder\.up\.(\d+)\.", name))]
-    return {_diffusers_name(name, max(numbers, default=0)): Source(file, prefix + name) for name in own}
+    return {_renamed(name, _NAMES, max(numbers, default=0)): Source(file, prefix + name) for name in own}
+
+
+def published_vae_layout(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Our name -> its key in the published layout, and the shape of its weight there; `shapes` are under our names.
+
+    The attention of the published layout is made of 1x1 convolutions.
+    """
+    numbers = [int(match[1]) for name in shapes if (match := re.match(r"decoder\.up_blocks\.(\d+)\.", name))]
+    last_level = max(numbers, default=0)
+    layout = {}
+    for name, shape in shapes.items():
+        is_matrix = len(shape) == 2 and ".attentions." in name
+        layout[name] = (_renamed(name, _PUBLISHED_NAMES, last_level), (*shape, 1, 1) if is_matrix else shape)
+    return layout
 
 
 def encoder_id(sources: Mapping[str, Source]) -> str:
@@ -99,12 +113,30 @@ _NAMES = (
 )
 
 
-def _diffusers_name(name: str, last_level: int) -> str:
-    for pattern, template in _NAMES:
+_PUBLISHED_NAMES = (
+    (r"encoder\.down_blocks\.(?P<n>\d+)\.", r"encoder.down.{n}."),
+    (r"decoder\.up_blocks\.(?P<n>\d+)\.", r"decoder.up.{flip}."),
+    (r"(?<=\.)mid_block\.resnets\.0\.", r"mid.block_1."),
+    (r"(?<=\.)mid_block\.resnets\.1\.", r"mid.block_2."),
+    (r"(?<=\.)resnets\.(?P<n>\d+)\.", r"block.{n}."),
+    (r"(?<=\.)downsamplers\.0\.", r"downsample."),
+    (r"(?<=\.)upsamplers\.0\.", r"upsample."),
+    (r"(?<=\.)mid_block\.attentions\.0\.", r"mid.attn_1."),
+    (r"(?<=attn_1\.)group_norm\.", r"norm."),
+    (r"(?<=attn_1\.)to_(?P<n>[qkv])\.", r"{n}."),
+    (r"(?<=attn_1\.)to_out\.0\.", r"proj_out."),
+    (r"(?<=\.)conv_norm_out\.", r"norm_out."),
+    (r"(?<=\.)conv_shortcut\.", r"nin_shortcut."),
+)
+"""The other way round."""
+
+
+def _renamed(name: str, table: tuple[tuple[str, str], ...], last_level: int) -> str:
+    for pattern, template in table:
         match = re.search(pattern, name)
         if match is not None:
-            number = match.groupdict().get("n")
-            new = template.format(n=number, flip=last_level - int(number or 0))
+            number = match.groupdict().get("n") or ""
+            new = template.format(n=number, flip=last_level - int(number) if number.isdigit() else "")
             name = name[: match.start()] + new + name[match.end() :]
     return name
 
