@@ -21,7 +21,7 @@ if __name__ == "__main__":
     set_up_logging(settings[LoggingFlags], settings.warnings)
 
 from library.models.sd.architecture import StableDiffusion
-from library.train.caches import fill_text_cache, run_cache_tool
+from library.train.caches import fill_all_text, run_cache_tool
 
 if __name__ == "__main__":
-    sys.exit(run_cache_tool(settings, StableDiffusion, fill_text_cache))
+    sys.exit(run_cache_tool(settings, StableDiffusion, fill_all_text))

@@ -62,7 +62,7 @@ def cache_text(
     encoding besides `fmt.must_match`; `dtype` is that of the numbers kept. Raises ValueError for settings that
     change captions in a way that cannot be cached, and for encodings that are not finite.
     """
-    _refuse_changing_captions(training_set, variants)
+    refuse_changing_captions(training_set, variants)
     targets = _targets(training_set, fmt, variants, to_disk)
     if to_disk:
         files = sorted({target.file for target in targets if target.file})
@@ -122,7 +122,8 @@ class _Encoder:
         return found
 
 
-def _refuse_changing_captions(training_set: TrainingSet, variants: int) -> None:
+def refuse_changing_captions(training_set: TrainingSet, variants: int) -> None:
+    """Raise ValueError for settings that change captions in a way that `variants` of each cannot follow."""
     for dataset in training_set.with_held_out:
         for number, subset in enumerate(dataset.settings.subsets):
             captions = [item.caption for item in dataset.items if item.subset == number]

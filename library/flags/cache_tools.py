@@ -4,29 +4,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from library.flags.dataset import CacheFlags, CaptionFlags, DatasetFlags
+from library.flags.dataset import CacheFlags, CaptionFlags, DatasetFlags, TextCacheFlags
 from library.flags.declare import declared_flags, flag
 from library.flags.settings import Settings, read_settings
-from library.flags.trainers import TRAIN_NETWORK
+from library.flags.trainers import TRAIN_NETWORK, WITH_TEXT_CACHE
 
 SDXL = "caches for SDXL"
 FLUX = "caches for FLUX"
-
-
-@dataclass(frozen=True)
-class TextCacheFlags:
-    """Caches of text"""
-
-    cache_text_encoder_outputs: bool = flag(False, "encode each caption once and keep the result in memory")
-    cache_text_encoder_outputs_to_disk: bool = flag(
-        False, "keep encoded captions beside the images as .npz, for later runs too"
-    )
-    text_encoder_batch_size: int | None = flag(
-        None, "captions per call of the text encoders while filling the cache; 16 unless given", at_least=1
-    )
-    text_cache_variants: int = flag(
-        1, "variants kept of captions that change: shuffled, tags dropped, wildcards", at_least=1
-    )
 
 
 @dataclass(frozen=True)
@@ -73,7 +57,6 @@ class CacheToolFlags:
     """Flags of older versions"""
 
     skip_existing: bool = flag(False, no_effect="caches that are up to date are never made again")
-    disable_mmap_load_safetensors: bool = flag(False, no_effect="weights are read without memory mapping")
 
 
 @dataclass(frozen=True)
@@ -110,7 +93,7 @@ BOTH_READ = IMAGES | {
     *("validation_split", "validation_seed", "seed", "sdxl", "flux", "model_type"),
 }
 ENCODERS = {"tokenizer_cache_dir", "max_token_length", "clip_skip", "clip_l", "t5xxl", "t5xxl_max_token_length"}
-GROUPS = (*TRAIN_NETWORK, TextCacheFlags, FamilyFlags, OnlyTrainingFlags, CacheToolFlags)
+GROUPS = (*TRAIN_NETWORK, *WITH_TEXT_CACHE, FamilyFlags, OnlyTrainingFlags, CacheToolFlags)
 
 CACHE_LATENTS = CacheTool(
     GROUPS,

@@ -126,3 +126,19 @@ class CacheFlags:
         "number format of what is cached; unless given, float32 on disk and as the VAE gives it in memory",
         choices=(None, "float32", "float16", "bfloat16"),
     )
+
+
+@dataclass(frozen=True)
+class TextCacheFlags:
+    """Caches of text"""
+
+    cache_text_encoder_outputs: bool = flag(False, "encode each caption once and keep the result in memory")
+    cache_text_encoder_outputs_to_disk: bool = flag(
+        False, "keep encoded captions beside the images as .npz, for later runs too"
+    )
+    text_encoder_batch_size: int | None = flag(
+        None, "captions per call of the text encoders while filling the cache; 16 unless given", at_least=1
+    )
+    text_cache_variants: int = flag(
+        1, "variants kept of captions that change: shuffled, tags dropped, wildcards", at_least=1
+    )

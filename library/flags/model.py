@@ -11,6 +11,13 @@ def token_length(value: int | None) -> int | None:
 
 
 @dataclass(frozen=True)
+class ReadingFlags:
+    """Reading of weights"""
+
+    disable_mmap_load_safetensors: bool = flag(False, no_effect="weights are read without memory mapping")
+
+
+@dataclass(frozen=True)
 class ModelFlags:
     """Base model"""
 

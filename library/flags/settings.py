@@ -50,6 +50,10 @@ class Settings:
             return group()
         return cast(Group, self.groups[group])
 
+    def get(self, group: type[Group]) -> Group:
+        """The group, at its defaults in a script that does not take it."""
+        return cast(Group, self.groups[group]) if group in self.groups else group()
+
     def given(self, name: str) -> bool:
         """Whether the user set `--name`."""
         return name in self.names_given

@@ -1,8 +1,8 @@
 """Which groups of flags each training script takes."""
 
 from library.flags.config_file import ConfigFileFlags
-from library.flags.dataset import CacheFlags, CaptionFlags, DatasetFlags
-from library.flags.model import ModelFlags
+from library.flags.dataset import CacheFlags, CaptionFlags, DatasetFlags, TextCacheFlags
+from library.flags.model import ModelFlags, ReadingFlags
 from library.flags.monitor import PreviewFlags, ValidationFlags
 from library.flags.network import NetworkFlags
 from library.flags.objective import LossFlags, NoiseFlags
@@ -37,3 +37,5 @@ TRAINER: tuple[type, ...] = (
     RetiredFlags,
 )
 TRAIN_NETWORK: tuple[type, ...] = (NetworkFlags, *TRAINER)
+WITH_TEXT_CACHE: tuple[type, ...] = (TextCacheFlags, ReadingFlags)
+"""What comes on top for families newer than Stable Diffusion 2.x: their text is worth caching."""

@@ -101,6 +101,10 @@ class QuantizedLayers:
     excluded: tuple[str, ...] = ()
 
 
+class AbsentEncoder(nn.Module):
+    """Stands in a list of text encoders for one that is not in memory, because its answers come from a cache."""
+
+
 class Architecture(ABC):
     """One model family. Dimensions are inferred from the checkpoint, so a small or pruned model needs no config.
 
@@ -112,6 +116,8 @@ class Architecture(ABC):
     bucket_multiple: ClassVar[int]
     encoder_prefixes: ClassVar[tuple[str, ...]] = ("lora_te",)
     """What the names of adapters on each text encoder begin with."""
+    trained_beside_cache: ClassVar[frozenset[int]] = frozenset()
+    """Which text encoders, counted from 0, can be trained while the answers of the others come from a cache."""
     latents: LatentFormat
     text: TextFormat
     process: Process
@@ -145,7 +151,7 @@ class Architecture(ABC):
     def encode_text(self, encoders: Sequence[nn.Module | None], tokens: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the encoders make of `tokens`; an absent encoder leaves its keys out."""
 
-    def encode_prompts(self, encoders: Sequence[nn.Module], prompts: Sequence[str]) -> dict[str, Tensor]:
+    def encode_prompts(self, encoders: Sequence[nn.Module | None], prompts: Sequence[str]) -> dict[str, Tensor]:
         """Like `encode_text(tokenize(...))`, for making pictures: one call for all prompts of a picture."""
         return self.encode_text(encoders, self.tokenize(prompts))
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 
 from library.data.cache_arrays import CACHE_DTYPES
 from library.data.caching import cache_latents
 from library.data.dataset import TrainingSet
 from library.data.text_caching import cache_text
-from library.flags.cache_tools import TextCacheFlags
-from library.flags.dataset import CacheFlags
+from library.flags.dataset import CacheFlags, TextCacheFlags
 from library.flags.run import PrecisionFlags, StepFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
 from library.train.accelerator import make_accelerator, wait_patiently, weight_dtype
+from library.train.encoders_on_demand import EncodersOnDemand
 from library.train.ending import exit_code_of
 from library.train.exit_codes import ExitCode, marked
 from library.train.images import images_of_run
+from library.train.memory import MemoryRoom
 from library.train.vae_on_demand import VaeOnDemand
 
 logger = logging.getLogger(__name__)
@@ -82,10 +82,17 @@ def fill_latent_cache(
     wait_patiently("latent caches")
 
 
-def fill_text_cache(settings: Settings, arch: Architecture, data: TrainingSet, accelerator: Accelerator) -> None:
-    """Encode the captions that no valid cache holds; ValueError for a family that has no cache of text."""
+def fill_all_text(settings: Settings, arch: Architecture, data: TrainingSet, accelerator: Accelerator) -> None:
+    """Encode the captions that no valid cache holds, with text encoders that are loaded if there are any."""
+    room = MemoryRoom(settings, arch, weight_dtype(settings[PrecisionFlags]), accelerator.device)
+    fill_text_cache(settings, arch, data, accelerator, EncodersOnDemand(arch, room))
+
+
+def fill_text_cache(
+    settings: Settings, arch: Architecture, data: TrainingSet, accelerator: Accelerator, encoders: EncodersOnDemand
+) -> None:
+    """Encode what no valid cache holds; ValueError for a family that has no cache of text."""
     flags, text = settings[CacheFlags], settings[TextCacheFlags]
-    encoders = EncodersOnDemand(arch, weight_dtype(settings[PrecisionFlags]), accelerator.device)
     encoder_id = arch.text_encoder_id()
     with marked(ExitCode.DATA):
         cache_text(
@@ -107,22 +114,3 @@ def fill_text_cache(settings: Settings, arch: Architecture, data: TrainingSet, a
 def cache_dtype(flags: CacheFlags) -> torch.dtype | None:
     """What --cache_dtype names, if it is given."""
     return None if flags.cache_dtype is None else CACHE_DTYPES[flags.cache_dtype]
-
-
-class EncodersOnDemand:
-    """Encodes captions for the cache; the text encoders are loaded when the first caption needs them."""
-
-    def __init__(self, arch: Architecture, dtype: torch.dtype, device: torch.device) -> None:
-        self.arch = arch
-        self.dtype = dtype
-        self.device = device
-        self._encoders: list[nn.Module] | None = None
-
-    @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """The arrays of the family's text format, [B, ...] each."""
-        if self._encoders is None:
-            with marked(ExitCode.FAILED):
-                self._encoders = self.arch.load_text_encoders(self.dtype, self.device)
-        tokens = {name: ids.to(self.device) for name, ids in self.arch.tokenize(captions).items()}
-        return self.arch.encode_text(self._encoders, tokens)

@@ -11,10 +11,13 @@ import torch
 
 from library.data.caching import refuse_changing_pictures
 from library.data.dataset import TrainingSet
-from library.flags.dataset import CacheFlags
+from library.data.text_caching import refuse_changing_captions
+from library.flags.dataset import CacheFlags, TextCacheFlags
 from library.flags.output import OutputFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
+from library.train.encoders_on_demand import EncodersOnDemand
+from library.train.frozen_models import encoders_beside_cache
 from library.train.memory import MemoryRoom
 from library.train.memory_estimate import cures, device_memory, estimate_memory
 from library.train.run_sheet import gigabytes
@@ -25,11 +28,17 @@ logger = logging.getLogger(__name__)
 META = torch.device("meta")
 
 
-def models_without_weights(settings: Settings, arch: Architecture, data: TrainingSet, room: MemoryRoom) -> Models:
+def models_without_weights(
+    settings: Settings, arch: Architecture, data: TrainingSet, room: MemoryRoom, *, trains_text_encoder: bool
+) -> Models:
     """The models by the headers of their files; ValueError for whatever these tell is wrong, or for unfit images."""
     if settings[CacheFlags].cache_latents:
         refuse_changing_pictures(data)
     encoders = room.load_text_encoders()
+    text = settings.get(TextCacheFlags)
+    if text.cache_text_encoder_outputs:
+        refuse_changing_captions(data, text.text_cache_variants)
+        encoders = encoders_beside_cache(arch, EncodersOnDemand(arch, room), trains_text_encoder)
     denoiser = room.load_denoiser()
     vae = arch.load_vae(room.dtype, META)
     arch.tokenize(["a"])

@@ -21,15 +21,15 @@ class MemoryRoom:
         self._flags = settings[MemoryFlags]
         self._arch = arch
         self.dtype = dtype
-        self._device = device
+        self.device = device
 
     def load_denoiser(self) -> nn.Module:
         """The denoiser, in the format and place that the settings ask for."""
-        return self._arch.load_denoiser(self.dtype, self._device)
+        return self._arch.load_denoiser(self.dtype, self.device)
 
     def load_text_encoders(self) -> list[nn.Module]:
         """The text encoders, likewise."""
-        return self._arch.load_text_encoders(self.dtype, self._device)
+        return self._arch.load_text_encoders(self.dtype, self.device)
 
     def attach(self, models: Models, trained: Trained) -> None:
         """Decide what is kept for backward."""

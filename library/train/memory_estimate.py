@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from library.data.dataset import TrainingSet
 from library.data.items import Batch
 from library.diffusion.process import Draws
-from library.flags.dataset import CacheFlags, DatasetFlags
+from library.flags.dataset import CacheFlags, DatasetFlags, TextCacheFlags
 from library.flags.network import NetworkFlags
 from library.flags.optimizer import OptimizerFlags
 from library.flags.run import MemoryFlags, PrecisionFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
 from library.train.accelerator import COMPUTE_DTYPES
+from library.train.encoders_on_demand import EncodersOnDemand
 from library.train.memory import MemoryRoom
 from library.train.optimizer import choose_optimizer, make_optimizer
 from library.train.peak_memory import step_peak
@@ -172,10 +173,16 @@ def activations(
     width, height = size
     stride, channels = arch.latents.stride, arch.latents.channels
     precision = COMPUTE_DTYPES[settings[PrecisionFlags].mixed_precision]
+    captions = ["a"] * batch_size
+    text: dict[str, Tensor] = {}
+    if settings.get(TextCacheFlags).cache_text_encoder_outputs:
+        with torch.no_grad():
+            text = EncodersOnDemand(arch, room).encode(captions)
 
     def step() -> Tensor:
         latents = torch.empty(batch_size, channels, height // stride, width // stride)
-        batch = Batch(["a"] * batch_size, torch.ones(batch_size), latents=latents)
+        cached = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in text.items()}
+        batch = Batch(captions, torch.ones(batch_size), latents=latents, text=cached)
         trained.start_step(batch, 0)
         return step_loss(batch, arch, models, trained, Draws.seeded(0))
 

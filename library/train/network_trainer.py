@@ -103,6 +103,11 @@ class NetworkTrainer(Trainer):
 
     trained: TrainedNetwork
 
+    @property
+    def trains_text_encoder(self) -> bool:
+        """Whether the network stands in the text encoders too."""
+        return not self.settings[NetworkFlags].network_train_unet_only
+
     def build_trainable(self) -> TrainedNetwork:
         """The network, standing in the models, in the precision it is trained in."""
         flags, models = self.settings[NetworkFlags], self.models

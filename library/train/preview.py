@@ -40,7 +40,12 @@ class PreviewModels(Protocol):
 
     @property
     def text_encoders(self) -> Sequence[nn.Module]:
-        """In the order of the family."""
+        """In the order of the family; empty when the prompts were encoded ahead."""
+        ...
+
+    @property
+    def live_encoders(self) -> Sequence[nn.Module | None]:
+        """The same, with None for those that are not in memory."""
         ...
 
     @property
@@ -84,6 +89,7 @@ class Previews:
         self.wanted = bool(self.every_epochs or self.every_steps or flags.sample_at_first)
         """Whether any picture will be made, so that the VAE must be kept."""
         self.requests: list[ImageRequest] = []
+        self._encoded: dict[tuple[str, str], dict[str, Tensor]] = {}
         self._file_content = b""
         if self.wanted:
             if flags.sample_prompts is None:
@@ -94,6 +100,13 @@ class Previews:
                 "--sample_prompts has no effect without --sample_every_n_epochs, --sample_every_n_steps or "
                 "--sample_at_first"
             )
+
+    def encode_ahead(self, encoders: Sequence[nn.Module], accelerator: Processes) -> None:
+        """Encode the prompts now: those of `encoders` that are not trained will be gone when pictures are made."""
+        with torch.no_grad(), accelerator.autocast():
+            for words in map(_words_of, self.requests):
+                text = self.arch.encode_prompts(encoders, words)
+                self._encoded[words] = {name: value.to("cpu") for name, value in text.items()}
 
     def due_at_step(self, step: int) -> bool:
         """Whether pictures are to be made after optimizer step `step`."""
@@ -171,8 +184,11 @@ class Previews:
         return self.folder / name
 
     def _latents(self, request: ImageRequest, models: PreviewModels, device: torch.device) -> Tensor:
-        """[1, C, h, w]; prompts are encoded anew each time, as their encoder may be what is trained."""
-        text = self.arch.encode_prompts(models.text_encoders, [request.prompt, request.negative_prompt])
+        """[1, C, h, w]; encoders that are there may be trained, so they encode the prompts anew each time."""
+        words = _words_of(request)
+        text = dict(self._encoded.get(words, {}))
+        if models.text_encoders:
+            text |= self.arch.encode_prompts(models.live_encoders, words)
         assert request.height is not None and request.width is not None
         size = [request.height, request.width]
         sizes = torch.tensor([[*size, 0, 0, *size]] * 2, dtype=torch.float32, device=device)
@@ -196,6 +212,11 @@ class Previews:
                 asked, made = getattr(request, side), getattr(complete, side)
                 if asked is not None and made != asked:
                     logger.warning("%s: %s %d becomes %d", where, side, asked, made)
+            if self._encoded and _words_of(complete) not in self._encoded:
+                raise ValueError(
+                    f"{where}: with --cache_text_encoder_outputs the words of prompts cannot change during a run, "
+                    "since the text encoders are gone; all else can"
+                )
             requests.append(complete)
         self.requests = requests
         self._file_content = path.read_bytes()
@@ -218,6 +239,11 @@ class Previews:
                     _log_image(tracker, f"sample_{index}", path, self.requests[index].prompt, step)
                 except Exception as error:  # a tracker's trouble must not end the run
                     logger.warning("%s was not sent to %s: %s", path, tracker.name, error)
+
+
+def _words_of(request: ImageRequest) -> tuple[str, str]:
+    """The prompt and the negative prompt, which are encoded together."""
+    return request.prompt, request.negative_prompt
 
 
 def _positive(flag: str, value: int | None) -> int | None:

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import nn
 
 from library.data.items import Batch
+from library.models.architecture import AbsentEncoder
 
 
 @dataclass
@@ -16,8 +17,14 @@ class Models:
     """The frozen models of a run; the VAE is gone once every latent is cached."""
 
     text_encoders: list[nn.Module]
+    """In the order of the family; empty when all of their answers are cached."""
     denoiser: nn.Module
     vae: nn.Module | None = None
+
+    @property
+    def live_encoders(self) -> list[nn.Module | None]:
+        """The text encoders, with None for those that are not in memory."""
+        return [None if isinstance(encoder, AbsentEncoder) else encoder for encoder in self.text_encoders]
 
 
 @dataclass

@@ -86,7 +86,7 @@ def condition_of(batch: Batch, arch: Architecture, models: Models, train_text_en
             lengths = row_lengths(tokens[arch.text.mask])  # before they are on a device that would be waited for
         tokens = {name: ids.to(device, non_blocking=True) for name, ids in tokens.items()}
         with torch.set_grad_enabled(train_text_encoder and torch.is_grad_enabled()):
-            live = arch.encode_text(models.text_encoders, tokens)
+            live = arch.encode_text(models.live_encoders, tokens)
     sizes = batch.sizes
     six = None if sizes is None else torch.cat([sizes.original, sizes.crop_top_left, sizes.target], dim=1)
     return arch.condition(batch.text | live, six, lengths)

@@ -65,6 +65,11 @@ class Trainer(ABC):
         self.warnings: list[str] = []
         self.code = ExitCode.DONE
 
+    @property
+    @abstractmethod
+    def trains_text_encoder(self) -> bool:
+        """Whether text encoders are among what is trained."""
+
     @abstractmethod
     def build_trainable(self) -> Trained:
         """Make what is trained out of `self.models`."""
@@ -141,7 +146,7 @@ class Trainer(ABC):
         """The caches, and the frozen models."""
         self.hashes = start_hashing(self.settings[ModelFlags]) if self.accelerator.is_main_process else {}
         parts = (self.settings, self.arch, self.data, self.accelerator, self.room)
-        self.models = frozen_models(*parts, keep_vae=self.previews.wanted)
+        self.models = frozen_models(*parts, self.previews, trains_text_encoder=self.trains_text_encoder)
 
     def prepare(self) -> None:
         """Everything around the step: updates, loader, log, files to come; then stand where the run begins."""
@@ -182,7 +187,8 @@ class Trainer(ABC):
         self.state = first_position(self.settings, self.plan, self.past)
         device, self.device = self.device, META
         self.room = MemoryRoom(self.settings, self.arch, self.dtype, META)
-        self.models = models_without_weights(self.settings, self.arch, self.data, self.room)
+        parts = (self.settings, self.arch, self.data, self.room)
+        self.models = models_without_weights(*parts, trains_text_encoder=self.trains_text_encoder)
         self.trained = self.build_trainable()
         groups = self.parameter_groups()
         check_output_folder(self.settings[OutputFlags])

@@ -67,6 +67,15 @@ IMAGES = Rules(
             "--cache_latents_to_disk switches --cache_latents on",
         ),
         Consequence(
+            "text on disk is cached text",
+            lambda cache_text_encoder_outputs_to_disk, cache_text_encoder_outputs: (
+                cache_text_encoder_outputs_to_disk and not cache_text_encoder_outputs
+            ),
+            "cache_text_encoder_outputs",
+            True,
+            "--cache_text_encoder_outputs_to_disk switches --cache_text_encoder_outputs on",
+        ),
+        Consequence(
             "dataset_config before train_data_dir",
             lambda dataset_config, train_data_dir: bool(dataset_config and train_data_dir),
             "train_data_dir",

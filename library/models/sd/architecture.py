@@ -104,10 +104,10 @@ class StableDiffusion(Architecture):
             return {}
         return {"context": encode_caption(encoder, tokens["input_ids"], tokens.get("weights"), self.clip_skip)}
 
-    def encode_prompts(self, encoders: Sequence[nn.Module], prompts: Sequence[str]) -> dict[str, Tensor]:
+    def encode_prompts(self, encoders: Sequence[nn.Module | None], prompts: Sequence[str]) -> dict[str, Tensor]:
         """`context` [B, 77 * rows, D]; brackets are weights, and all prompts get as many rows as the longest needs."""
         rows = tokenize_rows(self.tokenizer, prompts, max_rows=ROWS_OF_A_PREVIEW, weighted=True)
-        return {"context": encode_prompt(encoders[0], rows, self.clip_skip)}
+        return {"context": encode_prompt(cast(nn.Module, encoders[0]), rows, self.clip_skip)}
 
     def encode_image(
         self,

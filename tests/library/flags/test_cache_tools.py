@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from library.flags.cache_tools import CACHE_LATENTS, CACHE_TEXT, CacheTool, TextCacheFlags
-from library.flags.dataset import CacheFlags
+from library.flags.cache_tools import CACHE_LATENTS, CACHE_TEXT, CacheTool
+from library.flags.dataset import CacheFlags, TextCacheFlags
 from library.flags.declare import declared_flags, is_switch, takes_many, value_type
 from library.flags.objective import NoiseFlags
 from library.flags.trainers import TRAIN_NETWORK

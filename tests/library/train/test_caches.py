@@ -22,7 +22,7 @@ from library.flags.dataset import CaptionFlags, DatasetFlags
 from library.flags.settings import Settings
 from library.models.sd.architecture import StableDiffusion
 from library.train.accelerator import make_accelerator
-from library.train.caches import fill_all_latents, fill_text_cache, run_cache_tool
+from library.train.caches import fill_all_latents, fill_all_text, run_cache_tool
 from tests.clients.training import train
 
 
@@ -106,7 +106,7 @@ def test_sixteen_bits_are_written_when_asked_for(demo: DemoFolder) -> None:
 
 
 def test_stable_diffusion_has_no_cache_of_text(demo: DemoFolder, caplog: pytest.LogCaptureFixture) -> None:
-    assert run_cache_tool(settings_for(CACHE_TEXT, demo), StableDiffusion, fill_text_cache) == 1
+    assert run_cache_tool(settings_for(CACHE_TEXT, demo), StableDiffusion, fill_all_text) == 1
     assert "sd models have no cache of text" in caplog.text
     assert not list(demo.pictures.rglob("*.npz"))
 
@@ -114,13 +114,13 @@ def test_stable_diffusion_has_no_cache_of_text(demo: DemoFolder, caplog: pytest.
 def test_encoded_captions_are_those_of_a_step_without_a_cache(demo: DemoFolder) -> None:
     settings = settings_for(CACHE_TEXT, demo, "--text_encoder_batch_size", "3", "--text_cache_variants", "2")
     WithTextCache.loads.clear()
-    assert run_cache_tool(settings, WithTextCache, fill_text_cache) == 0
-    assert run_cache_tool(settings, WithTextCache, fill_text_cache) == 0
+    assert run_cache_tool(settings, WithTextCache, fill_all_text) == 0
+    assert run_cache_tool(settings, WithTextCache, fill_all_text) == 0
     assert WithTextCache.loads == ["text encoders"]  # the second time nothing is missing
     arch = WithTextCache(settings)
     config = read_dataset_config(settings[DatasetFlags], settings[CaptionFlags], bucket_multiple=arch.bucket_multiple)
     data = load_training_set(config)
-    fill_text_cache(settings, arch, data, make_accelerator(settings))
+    fill_all_text(settings, arch, data, make_accelerator(settings))
     assert WithTextCache.loads == ["text encoders"] and data.text_cached
     batch = data[BatchRequest(0, tuple(data.datasets[0].buckets[0].items[:2]), (1, 2), 1, 0, 1)]
     encoders = arch.load_text_encoders(torch.float32, torch.device("cpu"))

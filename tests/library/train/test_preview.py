@@ -61,6 +61,10 @@ class ToyModels:
     text_encoders: list[nn.Module] = field(default_factory=lambda: [nn.Dropout()])
     vae: nn.Module | None = field(default_factory=lambda: nn.Linear(1, 1))
 
+    @property
+    def live_encoders(self) -> list[nn.Module]:
+        return self.text_encoders
+
 
 class ToyTracker:
     name = "tensorboard"
