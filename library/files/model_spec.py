@@ -8,6 +8,7 @@ import mimetypes
 import subprocess
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -80,8 +81,13 @@ def thumbnail_url(thumbnail: str | None) -> str | None:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
+@cache
 def commit_hash() -> str | None:
-    """The git commit of this code, 40 hex digits; None outside a checkout or without git."""
+    """The git commit of this code, 40 hex digits; None outside a checkout or without git.
+
+    git is asked once. A run asks before it has threads and workers: a worker that is forked in the moment in which
+    another thread starts git keeps that thread waiting for as long as the worker lives.
+    """
     try:
         answer = subprocess.run(
             ["git", "rev-parse", "HEAD"],

@@ -1,5 +1,7 @@
-"""Trains to the end, then once more from a state in its middle; started by several processes."""
+"""Trains to the end, again from a state, and again after one rank was interrupted; started by several processes."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,24 +15,39 @@ from library.train.network_trainer import NetworkTrainer  # noqa: E402
 
 
 class Trainer(NetworkTrainer):
-    """As train_network.py's."""
+    """As train_network.py's; `hears` is the signal that this rank gets in the middle of its second step."""
 
     architecture = StableDiffusion
+    hears: signal.Signals | None = None
 
     def start(self) -> None:
-        """The end of a run would take the process group away, which the second run needs."""
+        """The end of a run would take the process group away, which the next one needs."""
         super().start()
         self.accelerator.end_training = self.accelerator.wait_for_everyone
 
+    def update(self) -> None:
+        """As ever, with the signal before it."""
+        if self.hears is not None and self.state.step == 1:
+            signal.raise_signal(self.hears)
+        super().update()
+
+
+def run(words: list[str], output: Path, *more: str, hears: signal.Signals | None = None) -> int:
+    """The exit code of a run that writes to `output`."""
+    trainer = Trainer(read_settings(TRAIN_NETWORK, "test", argv=[*words, "--output_dir", str(output), *more]))
+    trainer.hears = hears
+    return trainer.run()
+
 
 def main() -> int:
-    """The second run writes to the folder `resumed` in that of the first."""
-    words = sys.argv[1:]
-    whole = Trainer(read_settings(TRAIN_NETWORK, "test", argv=words))
-    code = whole.run()
-    output = Path(whole.settings.values()["output_dir"])
-    resume = ["--output_dir", str(output / "resumed"), "--resume", str(output / "small-step00000002-state")]
-    return code or Trainer(read_settings(TRAIN_NETWORK, "test", argv=[*words, *resume])).run()
+    """`root SIGNAL RANK words...`: 0 when every run ended as it should; RANK is the one that gets the signal."""
+    root, number, rank, *words = sys.argv[1:]
+    folder = Path(root)
+    heard = signal.Signals[number] if os.environ["RANK"] == rank else None
+    codes = [run(words, folder / "whole"), run(words, folder / "stopped", hears=heard) - 130]
+    for name, state in (("whole", "step00000002"), ("stopped", "step00000003")):
+        codes.append(run(words, folder / f"{name}_resumed", "--resume", str(folder / name / f"small-{state}-state")))
+    return 0 if not any(codes) else 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -94,3 +95,9 @@ def test_a_thumbnail_that_is_not_there_is_left_out_and_said_so(caplog: pytest.Lo
 def test_the_commit_is_forty_hex_digits_or_nothing() -> None:
     commit = commit_hash()
     assert commit is None or (len(commit) == 40 and set(commit) <= set("0123456789abcdef"))
+
+
+def test_git_is_asked_once_and_not_by_the_threads_that_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = commit_hash()
+    monkeypatch.setattr(subprocess, "run", lambda *words, **more: pytest.fail("a process was started"))
+    assert commit_hash() == commit

@@ -226,12 +226,32 @@ def test_initial_step_and_epoch_choose_batches_schedule_and_numbers(runs: TinyRu
     assert (trainer.state.epoch, trainer.state.step, trainer.state.micro_step) == (3, 6, 18)
 
 
-def test_two_processes_continue_as_if_they_had_not_stopped(small_sd: DemoFolder, tmp_path: Path) -> None:
+FEW_LAYERS = "block_dims=" + ",".join("4" if block in (5, 15) else "0" for block in range(25))
+"""A message between the ranks for each tensor takes its time."""
+
+TWO_RANKS = {
+    "accumulation, dropout, warm-up, average, workers; SIGTERM for rank 1": (
+        *("SIGTERM", "1", "--gradient_accumulation_steps", "2", "--network_dropout", "0.1", "--ema_decay", "0.8"),
+        *("--lr_scheduler", "cosine", "--lr_warmup_steps", "2", "--max_data_loader_n_workers", "1"),
+    ),
+    "Adafactor during the backward pass; Ctrl-C for rank 0": (
+        *("SIGINT", "0", "--optimizer_type", "Adafactor", "--fused_backward_pass", "--cache_latents"),
+        *("--optimizer_args", "relative_step=False", "--network_args", "module_dropout=0.3", FEW_LAYERS),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", TWO_RANKS.values(), ids=TWO_RANKS.keys())
+def test_two_processes_that_one_signal_stops_continue_with_equal_bits(
+    small_sd: DemoFolder, tmp_path: Path, case: tuple[str, ...]
+) -> None:
     runs = TinyRuns(small_sd, tmp_path)
+    number, rank, *more = case
     options = ("--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1")
-    words = ("--dataset_config", str(runs.dataset), "--max_train_steps", "4", "--save_every_n_steps", "2")
+    words = ("--max_train_steps", "5", "--save_every_n_steps", "2", "--save_state", "--network_train_unet_only")
     result = launch(
-        *command_line(small_sd, tmp_path / "whole", *CACHED, *words, "--save_state", "--network_dropout", "0.1"),
+        *(str(tmp_path), number, rank, *command_line(small_sd, tmp_path, *runs.words(*words, *more))),
         script="tests/scripts/two_ranks_resume.py",
         launcher=("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
         + options
@@ -239,4 +259,7 @@ def test_two_processes_continue_as_if_they_had_not_stopped(small_sd: DemoFolder,
         ACCELERATE_USE_CPU="true",
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert equal(runs.weights("whole"), tensors(tmp_path / "whole" / "resumed" / "small.safetensors"))
+    assert "small.safetensors" not in runs.names("stopped")
+    for stem in ("small", "small-ema") if "--ema_decay" in more else ("small",):
+        for name in ("whole_resumed", "stopped_resumed"):
+            assert equal(runs.weights("whole", stem), runs.weights(name, stem)), (name, stem)
