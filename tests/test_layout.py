@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "library/diffusion": {"library/flags"},
     "library/data": {"library/flags", "library/files"},
     "library/models": {"library/flags", "library/files", "library/diffusion"},
-    "library/generation": {"library/diffusion", "library/models"},
+    "library/generation": {"library/memory", "library/diffusion", "library/models"},
     "library/train": {
         "library/flags",
         "library/files",

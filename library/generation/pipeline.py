@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from library.generation.float8 import RoundedWhileRead, round_linear_layers
 from library.generation.images import to_image
-from library.models.architecture import Architecture, ImageRequest
+from library.models.architecture import Architecture, ImageRequest, QuantizedLayers
 
 Part = TypeVar("Part")
 
@@ -25,10 +26,21 @@ class Numbers:
     """In the order of the family."""
     denoiser: torch.dtype
     vae: torch.dtype
+    compute: torch.dtype = torch.bfloat16
+    """What parts in float8 calculate in."""
+
+    def of(self, dtype: torch.dtype) -> torch.dtype:
+        """What a part held in `dtype` is read and calculated in."""
+        return self.compute if dtype.itemsize == 1 else dtype
 
 
 class Adapters(Protocol):
     """What is put on the models as they are read, such as LoRA."""
+
+    @property
+    def merge(self) -> bool:
+        """Whether it becomes part of the weights, which then must not be in float8 yet."""
+        ...
 
     def on_text_encoders(self, encoders: Sequence[nn.Module], device: torch.device) -> None:
         """Change the text encoders, in the order of the family."""
@@ -69,7 +81,7 @@ class Pipeline:
     def _encode(self, encoders: Sequence[nn.Module], request: ImageRequest) -> dict[str, Tensor]:
         """The rows of the prompt and of the negative prompt, as the denoiser takes numbers."""
         text = self.arch.encode_prompts(encoders, [request.prompt, request.negative_prompt])
-        dtype = self.numbers.denoiser
+        dtype = self.numbers.of(self.numbers.denoiser)
         return {name: value.to(dtype) if value.is_floating_point() else value for name, value in text.items()}
 
     def _latents(self, denoiser: nn.Module, text: dict[str, Tensor], request: ImageRequest) -> Tensor:
@@ -81,15 +93,31 @@ class Pipeline:
 
     def _read_text_encoders(self) -> list[nn.Module]:
         numbers = self.numbers.text_encoders
-        encoders = self.arch.load_text_encoders(numbers[-1], self.device)
-        if self.adapters is not None:
+        encoders = self.arch.load_text_encoders(self.numbers.of(numbers[-1]), self.device)
+        encoders = [encoder.to(self.numbers.of(dtype)) for encoder, dtype in zip(encoders, numbers, strict=True)]
+        merged = self.adapters is not None and self.adapters.merge
+        if self.adapters is not None and merged:
             self.adapters.on_text_encoders(self.arch.network_views(encoders), self.device)
-        return [encoder.to(dtype) for encoder, dtype in zip(encoders, numbers, strict=True)]
+        for encoder, dtype in zip(encoders, numbers, strict=True):
+            if dtype.itemsize == 1:
+                round_linear_layers(encoder)
+        if self.adapters is not None and not merged:
+            self.adapters.on_text_encoders(self.arch.network_views(encoders), self.device)
+        return encoders
 
     def _read_denoiser(self) -> list[nn.Module]:
-        denoiser = self.arch.load_denoiser(self.numbers.denoiser, self.device)
+        dtype = self.numbers.of(self.numbers.denoiser)
+        merged = self.adapters is not None and self.adapters.merge
+        rounded = None
+        if self.numbers.denoiser.itemsize == 1 and not merged:
+            rounded = RoundedWhileRead(self.arch.quantized or QuantizedLayers(("",)))
+        denoiser = self.arch.load_denoiser(dtype, self.device, rounded)
+        if rounded is not None:
+            rounded.attach(denoiser)
         if self.adapters is not None:
             self.adapters.on_denoiser(denoiser, self.device)
+        if self.numbers.denoiser.itemsize == 1 and merged:
+            round_linear_layers(denoiser)
         return [denoiser]
 
     def _read_vae(self) -> list[nn.Module]:

@@ -14,16 +14,26 @@ _DTYPES: Mapping[str, str] = {
     **dict.fromkeys(("float16", "fp16", "half"), "float16"),
     **dict.fromkeys(("float32", "fp32", "float"), "float32"),
 }
+_FLOAT8 = dict.fromkeys(("fp8", "float8", "fp8_e4m3fn", "float8_e4m3fn"), "float8_e4m3fn")
 
 
 def number_format(text: str | None) -> str | None:
     """`bf16` -> `bfloat16`, the name that torch has for it."""
     if text is None:
         return None
-    name = _DTYPES.get(text.lower())
-    if name is None:
+    if text.lower() not in _DTYPES:
         raise ValueError(f"expected bf16, fp16 or fp32, got {text!r}")
-    return name
+    return _DTYPES[text.lower()]
+
+
+def weight_format(text: str | None) -> str | None:
+    """As `number_format`, and `fp8`, in which weights can be kept but not calculated with."""
+    if text is None:
+        return None
+    names = {**_DTYPES, **_FLOAT8}
+    if text.lower() not in names:
+        raise ValueError(f"expected fp8, bf16, fp16 or fp32, got {text!r}")
+    return names[text.lower()]
 
 
 def files_and_multipliers(words: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
@@ -64,10 +74,12 @@ class FluxPictureFlags:
     merge_lora_weights: bool = flag(False, "add LoRA to the weights: faster, but fixed until the end")
     offload: bool = flag(False, "models wait in main memory while another works")
     dtype: str = flag("bfloat16", "number format of all models: bf16, fp16 or fp32", parse=number_format)
-    clip_l_dtype: str | None = flag(None, "that of CLIP-L", parse=number_format)
-    t5xxl_dtype: str | None = flag(None, "that of T5-XXL", parse=number_format)
+    clip_l_dtype: str | None = flag(None, "that of CLIP-L, or fp8", parse=weight_format)
+    t5xxl_dtype: str | None = flag(None, "that of T5-XXL, or fp8", parse=weight_format)
     ae_dtype: str | None = flag(None, "that of the autoencoder", parse=number_format)
-    flux_dtype: str | None = flag(None, "that of the transformer", parse=number_format)
+    flux_dtype: str | None = flag(
+        None, "that of the transformer, or fp8: half the memory of 16 bits", parse=weight_format
+    )
     tokenizer_cache_dir: str | None = flag(
         None, "folder with copies of the tokenizers; a missing one is fetched once and kept there"
     )

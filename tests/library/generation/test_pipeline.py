@@ -28,7 +28,9 @@ class Toy:
         self.log.append(f"read text encoders as {dtype}")
         return [nn.Linear(1, 1), nn.Linear(1, 1)]
 
-    def load_denoiser(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    quantized = None
+
+    def load_denoiser(self, dtype: torch.dtype, device: torch.device, on_weight: Any = None) -> nn.Module:
         self.log.append(f"read denoiser as {dtype}")
         return nn.Linear(1, 1)
 
@@ -57,6 +59,8 @@ class Toy:
 
 
 class Recorder:
+    merge = False
+
     def __init__(self, log: list[str]) -> None:
         self.log = log
 

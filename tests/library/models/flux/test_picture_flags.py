@@ -51,6 +51,11 @@ def test_number_formats_have_several_names(tmp_path: Path, name: str, known_as: 
     assert read(*words_in(tmp_path), f"--dtype={name}")[FluxPictureFlags].dtype == known_as
 
 
+def test_weights_may_be_kept_in_float8(tmp_path: Path) -> None:
+    flags = read(*words_in(tmp_path), "--flux_dtype=fp8", "--t5xxl_dtype=fp16")[FluxPictureFlags]
+    assert (flags.flux_dtype, flags.t5xxl_dtype) == ("float8_e4m3fn", "float16")
+
+
 def test_lora_files_have_a_multiplier_or_count_in_full(tmp_path: Path) -> None:
     words = words_in(tmp_path)
     lora = str(tmp_path / "lora.safetensors")
@@ -64,6 +69,8 @@ def test_lora_files_have_a_multiplier_or_count_in_full(tmp_path: Path) -> None:
         (["--dtype=int8"], "--dtype: expected bf16, fp16 or fp32, got 'int8'"),
         (["--lora_weights", "nowhere.safetensors;1"], "--lora_weights: there is no file nowhere.safetensors"),
         (["--lora_weights", "{lora};strong"], "--lora_weights: expected path;multiplier, got"),
+        (["--ae_dtype=fp8"], "--ae_dtype: expected bf16, fp16 or fp32, got 'fp8'"),
+        (["--flux_dtype=int4"], "--flux_dtype: expected fp8, bf16, fp16 or fp32, got 'int4'"),
         (["--steps=0"], "--steps: must be at least 1, got 0"),
         (["--model_type=sdxl"], "--model_type: invalid choice: 'sdxl'"),
         (["--controlnet_image={lora}"], "--controlnet_image needs --controlnet_model_name_or_path"),
