@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from library.flags.declare import flag
 from library.flags.flow import IDLE_WITH_FLOW, FlowFlags, WeightingFlags
-from library.flags.trainers import TRAIN_NETWORK
+from library.flags.trainers import TRAIN_NETWORK, WITH_TEXT_CACHE
 
 SWAP = "blocks in main memory"
 
@@ -52,6 +52,7 @@ class FluxTrainingFlags:
 FLUX_TRAIN_NETWORK: tuple[type, ...] = (
     FluxModelFlags,
     *TRAIN_NETWORK,
+    *WITH_TEXT_CACHE,
     FlowFlags,
     WeightingFlags,
     FluxTrainingFlags,

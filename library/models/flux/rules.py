@@ -1,9 +1,25 @@
 """Which settings of FLUX.1 and Chroma do not go together, and which follow from others."""
 
+from collections.abc import Sequence
+
 from library.flags.rules.rule import Consequence, Rule, Rules
+
+
+def trains_t5(network_args: Sequence[str] | None) -> bool:
+    """Whether `--network_args` say train_t5xxl=True."""
+    return any(pair.partition("=")[::2] in _TRAINS_T5 for pair in network_args or ())
+
+
+_TRAINS_T5 = [("train_t5xxl", value) for value in ("True", "true", "1")]
 
 FLUX_RULES = Rules(
     mistakes=(
+        Rule(
+            "T5-XXL trained and cached",
+            lambda network_args, cache_text_encoder_outputs: cache_text_encoder_outputs and trains_t5(network_args),
+            "--network_args train_t5xxl=True trains T5-XXL, whose answers --cache_text_encoder_outputs keeps: "
+            "leave one out",
+        ),
         Rule(
             "FLUX.1 without CLIP-L",
             lambda model_type, clip_l: model_type == "flux" and not clip_l,
