@@ -18,8 +18,10 @@ from networks.core.blocks import (
     sd_block_index,
 )
 from networks.core.key_names import AdapterShape, adapter_name, adapter_shapes, check_known, clip_path
-from networks.core.network import LoraNetwork, LoraPlus, Target, read_network_weights
+from networks.core.network import LoraNetwork, read_network_weights
 from networks.core.options import NetworkArgs
+from networks.core.targets import Target
+from networks.core.training_args import TRAINING_ARGS, read_dropout, read_lora_plus
 
 logger = logging.getLogger(__name__)
 
@@ -33,15 +35,7 @@ CONVOLUTIONAL = (".resnets.", ".downsamplers.", ".upsamplers.")
 TEXT_ENCODER = (".self_attn.", ".mlp.")
 
 _CONV_ARGS = ("conv_dim", "conv_alpha")
-_TRAINING_ARGS = (
-    "dropout",
-    "rank_dropout",
-    "module_dropout",
-    "loraplus_lr_ratio",
-    "loraplus_unet_lr_ratio",
-    "loraplus_text_encoder_lr_ratio",
-)
-_KNOWN_ARGS = (*_CONV_ARGS, *BLOCK_ARGS, *_TRAINING_ARGS)
+_KNOWN_ARGS = (*_CONV_ARGS, *BLOCK_ARGS, *TRAINING_ARGS)
 
 # Where siblings stand in a network, whatever their order in the model: it is the order of the keys in published files,
 # and it decides which random numbers a layer starts from.
@@ -102,7 +96,9 @@ def create_network(
         for prefix, found in _encoder_layers(text_encoder)
     ]
     logger.info("LoRA of rank %d, alpha %g%s", linear.rank, linear.alpha, "" if conv is None else f", 3x3 convs {conv}")
-    return LoraNetwork(encoder_targets, unet_targets, multiplier, _dropout(args, neuron_dropout), _lora_plus(args))
+    return LoraNetwork(
+        encoder_targets, unet_targets, multiplier, read_dropout(args, neuron_dropout), read_lora_plus(args)
+    )
 
 
 def create_network_from_weights(
@@ -149,8 +145,8 @@ def create_network_from_weights(
     foreign = check_known(weights_sd, known, file)
     if foreign:
         logger.warning("%s: %d keys belong to no layer, such as %s", file or "weights", len(foreign), foreign[0])
-    dropout = Dropout() if for_inference else _dropout(args, neuron_dropout)
-    return LoraNetwork(encoder_targets, unet_targets, multiplier, dropout, _lora_plus(args)), weights_sd
+    dropout = Dropout() if for_inference else read_dropout(args, neuron_dropout)
+    return LoraNetwork(encoder_targets, unet_targets, multiplier, dropout, read_lora_plus(args)), weights_sd
 
 
 def adaptable_layers(model: nn.Module, parts: Sequence[str]) -> list[tuple[str, nn.Module, str, nn.Module]]:
@@ -184,7 +180,7 @@ def _unet_target(path: str, parent: nn.Module, attribute: str, shape: AdapterSha
     if blocks.lr_weights is None:
         return Target(name, parent, attribute, shape)
     block = sd_block_index(path)
-    return Target(name, parent, attribute, shape, f"block{block}", blocks.lr_weights[block])
+    return Target(name, parent, attribute, shape, f"_block{block}", blocks.lr_weights[block])
 
 
 def _is_linear(layer: nn.Module) -> bool:
@@ -199,20 +195,3 @@ def _conv_shape(args: NetworkArgs) -> AdapterShape | None:
             raise ValueError("--network_args conv_alpha needs conv_dim")
         return None
     return AdapterShape(rank, (1.0 if alpha is None else alpha) or float(rank))
-
-
-def _dropout(args: NetworkArgs, neuron: float | None) -> Dropout:
-    if neuron is None:
-        neuron = args.number("dropout", below=1.0)
-    elif not 0 <= neuron < 1:
-        raise ValueError(f"--network_dropout {neuron}: expected at least 0 and less than 1")
-    rank, module = args.number("rank_dropout", below=1.0), args.number("module_dropout", below=1.0)
-    return Dropout(neuron or 0.0, rank or 0.0, module or 0.0)
-
-
-def _lora_plus(args: NetworkArgs) -> LoraPlus:
-    both, unet, text_encoder = (
-        args.number(key, low=1e-6)
-        for key in ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
-    )
-    return LoraPlus(both if text_encoder is None else text_encoder, both if unet is None else unet)

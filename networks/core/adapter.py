@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.core.low_rank import FrozenWeight, low_rank_conv, low_rank_linear, low_rank_onto
+from networks.core.low_rank import FrozenWeight, compute_dtype, low_rank_conv, low_rank_linear, low_rank_onto
+from networks.core.parted import DiagonalUp, JoinedWeight, Parted, StackedDown
+from networks.core.perturbation import Ggpo, Perturbation
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class Strength:
 class LoraAdapter(nn.Module):
     """Two thin layers without bias; `alpha / rank` times the second of the first is added to a layer's answer.
 
+    With `parts`, the layer's rows are several layers of so many rows, each with a pair of the given rank and alpha;
+    `rank` and `alpha` are then those of the joined pair, whose `up` is block-diagonal.
+
     Attributes:
         frozen: is not trained.
         resting: takes no part, as if it were not there.
@@ -48,16 +53,30 @@ class LoraAdapter(nn.Module):
 
     alpha: Tensor
 
-    def __init__(self, layer: nn.Module, rank: int, alpha: float, dropout: Dropout, strength: Strength) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        rank: int,
+        alpha: float,
+        dropout: Dropout,
+        strength: Strength,
+        parts: Sequence[int] = (),
+        ggpo: Ggpo | None = None,
+    ) -> None:
         super().__init__()
         # Always made on the CPU, also when the model is on the meta device or still on its way to another.
         with torch.device("cpu"):
-            self.lora_down, self.lora_up = _thin_layers(layer, rank)
-            self.register_buffer("alpha", torch.tensor(float(alpha)))
-        nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_up.weight)
-        self.rank = rank
+            pair: tuple[Any, Any] = _parted_layers(layer, rank, parts) if parts else _thin_layers(layer, rank)
+            self.lora_down, self.lora_up = pair
+            self.register_buffer("alpha", torch.tensor(float(alpha) * max(len(parts), 1)))
+        for weight in self.lora_down.parameters():
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+        for weight in self.lora_up.parameters():
+            nn.init.zeros_(weight)
+        self.rank = rank * max(len(parts), 1)
         self.scale = alpha / rank
+        self.perturbation = Perturbation(layer, ggpo) if ggpo is not None and isinstance(layer, nn.Linear) else None
+        self.perturbs = self.perturbation is not None
         self.dropout = dropout
         self.strength = strength
         self.drops = dropout.neuron > 0 or dropout.rank > 0
@@ -71,6 +90,26 @@ class LoraAdapter(nn.Module):
         if self.resting or not self.strength.enabled or (self.skipped and self.training):
             return 0.0
         return self.scale * self.strength.multiplier
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """What belongs in a file, by the end of its key."""
+        return {"alpha": self.alpha, "lora_down.weight": self.lora_down.weight, "lora_up.weight": self.lora_up.weight}
+
+    def follow_gradient(self) -> None:
+        """Make the nudges of the next step as large as the gradients at hand say.
+
+        Raises:
+            ValueError: there are no gradients.
+        """
+        if self.perturbation is None:
+            return
+        d_down, d_up = joined_gradient(self.lora_down), joined_gradient(self.lora_up)
+        if d_down is None or d_up is None:
+            raise ValueError(
+                "--network_args ggpo_sigma and ggpo_beta look at the gradient of a whole step, which there is none of "
+                "here; leave them out, or leave --fused_backward_pass out"
+            )
+        self.perturbation.update(self.lora_down.weight, self.lora_up.weight, d_down, d_up, self.scale)
 
     def rank_scale(self, samples: int, between: tuple[int, ...], rank_dim: int, x: Tensor) -> Tensor | None:
         """The factors of `down(x)`, or None for ones: dropout masks and the factor of each sample.
@@ -122,8 +161,8 @@ class AdaptedLinear(nn.Linear):
     _held: tuple[LoraAdapter]
     _base_forward: Callable[[Tensor], Tensor] | None
     _handle: FrozenWeight | None
-    _down: dict[str, Tensor]
-    _up: dict[str, Tensor]
+    _down: Mapping[str, Tensor]
+    _up: Mapping[str, Tensor]
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., C] -> [..., O]"""
@@ -136,12 +175,27 @@ class AdaptedLinear(nn.Linear):
         if adapter.drops or adapter.strength.rows is not None:
             rank_scale = adapter.rank_scale(len(input), tuple(input.shape[1:-1]), input.dim() - 1, input)
         down, up = self._down["weight"], self._up["weight"]
-        own, handle = self._parameters, self._handle
-        if handle is not None:
-            return low_rank_linear(input, handle, own["bias"], down, up, factor, rank_scale)
-        if base_forward is not None:
+        own = self._parameters
+        weight: Any = own["weight"] if base_forward is None else self._handle
+        if adapter.perturbs and adapter.training:
+            return self._nudged(input, weight, factor, rank_scale)
+        if weight is None:
+            assert base_forward is not None
             return low_rank_onto(base_forward(input), input, down, up, factor, rank_scale)
-        return low_rank_linear(input, own["weight"], own["bias"], down, up, factor, rank_scale)  # type: ignore[arg-type]
+        return low_rank_linear(input, weight, own["bias"], down, up, factor, rank_scale)
+
+    def _nudged(self, input: Tensor, weight: Any, factor: float, rank_scale: Tensor | None) -> Tensor:
+        """The same with this step's nudge of the weight, which is part of it wherever its numbers can be had."""
+        perturbation, down, up = self._held[0].perturbation, self._down["weight"], self._up["weight"]
+        assert perturbation is not None
+        dtype = compute_dtype(input)
+        nudge = perturbation.draw(self.in_features, dtype)
+        if weight is None:
+            assert self._base_forward is not None
+            y = self._base_forward(input) + F.linear(input, nudge)
+            return low_rank_onto(y, input, down, up, factor, rank_scale)
+        nudged = nudge.add_(weight if isinstance(weight, Tensor) else weight.read(dtype))
+        return low_rank_linear(input, nudged, self._parameters["bias"], down, up, factor, rank_scale)
 
 
 class AdaptedConv2d(nn.Conv2d):
@@ -149,8 +203,8 @@ class AdaptedConv2d(nn.Conv2d):
 
     _held: tuple[LoraAdapter]
     _base_forward: Callable[[Tensor], Tensor] | None
-    _down: dict[str, Tensor]
-    _up: dict[str, Tensor]
+    _down: Mapping[str, Tensor]
+    _up: Mapping[str, Tensor]
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, O, h, w]"""
@@ -201,8 +255,8 @@ def stand_in(parent: nn.Module, attribute: str, adapter: LoraAdapter) -> None:
         _held=(adapter,),
         _base_forward=None if _is_plain(base) else base.forward,
         _handle=base.forward if isinstance(base.forward, FrozenWeight) else None,
-        _down=adapter.lora_down._parameters,
-        _up=adapter.lora_up._parameters,
+        _down=_weight_of(adapter.lora_down),
+        _up=_weight_of(adapter.lora_up),
     )
     setattr(parent, attribute, layer)
 
@@ -221,6 +275,28 @@ def _thin_layers(layer: Any, rank: int) -> tuple[nn.Linear | nn.Conv2d, nn.Linea
         )
         return down, nn.Conv2d(rank, layer.out_channels, 1, bias=False)
     return nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=False)
+
+
+def joined_gradient(layer: nn.Module) -> Tensor | None:
+    """The gradient of a thin layer's weight, or None where there is none."""
+    gradients = [parameter.grad for parameter in layer.parameters()]
+    present = [gradient for gradient in gradients if gradient is not None]
+    if len(present) < len(gradients):
+        return None
+    return layer.join(present) if isinstance(layer, Parted) else present[0]
+
+
+def _parted_layers(layer: Any, rank: int, parts: Sequence[int]) -> tuple[StackedDown, DiagonalUp]:
+    """A pair for each of the parts of a linear layer."""
+    assert sum(parts) == layer.out_features, f"{list(parts)} of {layer.out_features} rows"
+    downs = [nn.Linear(layer.in_features, rank, bias=False) for _ in parts]
+    ups = [nn.Linear(rank, rows, bias=False) for rows in parts]
+    return StackedDown(downs, rank, parts), DiagonalUp(ups, rank, parts)
+
+
+def _weight_of(layer: nn.Module) -> Mapping[str, Any]:
+    """Where the weight of a thin layer is looked up whenever it is needed."""
+    return JoinedWeight(layer) if isinstance(layer, Parted) else layer._parameters
 
 
 def _is_plain(layer: nn.Module) -> bool:

@@ -7,7 +7,6 @@ import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +19,18 @@ from library.files.weights import PICKLE_SUFFIXES, open_weights, save_safetensor
 from networks.core.adapter import Dropout, LoraAdapter, Strength, stand_in
 from networks.core.key_names import AdapterShape, adapter_shapes, check_known
 from networks.core.merge import low_rank_norm, merge_into
+from networks.core.parameter_groups import LoraPlus, ParameterGroups, Rates, encoder_rates
+from networks.core.perturbation import Ggpo
+from networks.core.targets import Target
 
 logger = logging.getLogger(__name__)
 
-Rates = float | Sequence[float] | None
-
-
-@dataclass(frozen=True)
-class Target:
-    """A layer to be adapted."""
-
-    name: str
-    """What its adapter is called, such as `lora_unet_mid_block_attentions_0_proj_in`."""
-    parent: nn.Module
-    attribute: str
-    shape: AdapterShape
-    group: str = ""
-    """Layers with a learning rate of their own share a parameter group, whose name ends in this."""
-    rate: float = 1.0
-    """Share of the learning rate."""
-
-    @property
-    def layer(self) -> Any:
-        """The linear layer or convolution, or what stands in its place."""
-        return getattr(self.parent, self.attribute)
-
-
-@dataclass(frozen=True)
-class LoraPlus:
-    """LoRA+ (https://arxiv.org/abs/2402.12354): the second matrix learns `ratio` times as fast; None is equally."""
-
-    text_encoder: float | None = None
-    unet: float | None = None
-
 
 class LoraNetwork(nn.Module):
-    """Adapters on the layers of text encoders and of a denoiser; they become its children when they are applied."""
+    """Adapters on the layers of text encoders and of a denoiser; they become its children when they are applied.
+
+    With `joint_encoders`, text encoders of equal rates share their parameter groups.
+    """
 
     def __init__(
         self,
@@ -64,8 +39,12 @@ class LoraNetwork(nn.Module):
         multiplier: float = 1.0,
         dropout: Dropout | None = None,
         lora_plus: LoraPlus | None = None,
+        ggpo: Ggpo | None = None,
+        joint_encoders: bool = True,
     ) -> None:
         super().__init__()
+        self.ggpo = ggpo
+        self.joint_encoders = joint_encoders
         self.strength = Strength(float(multiplier))
         self.dropout = dropout or Dropout()
         self.lora_plus = lora_plus or LoraPlus()
@@ -128,35 +107,20 @@ class LoraNetwork(nn.Module):
     ) -> tuple[list[dict[str, Any]], list[str]]:
         """Parameter groups for the optimizer and a name for each.
 
-        A rate that is None or missing is `default_lr`; text encoders with equal rates share a group. A part whose
-        rate is 0 or None is not trained, and unless its weights came from a file it is not saved either.
+        A rate that is None or missing is `default_lr`. A part whose rate is 0 or None is not trained, and unless its
+        weights came from a file it is not saved either.
         """
-        groups: list[dict[str, Any]] = []
-        names: list[str] = []
-
-        def add(adapters: Sequence[LoraAdapter], rate: float | None, ratio: float | None, name: str) -> None:
-            if adapters and not rate:
-                _put_to_rest(adapters, name)
-            elif adapters and rate:
-                for parameters, share, suffix in _split_for_lora_plus(adapters, ratio):
-                    groups.append({"params": parameters, "lr": rate * share})
-                    names.append(name + suffix)
-
-        rates = _encoder_rates(text_encoder_lr, len(self._encoders), default_lr)
-        if len(set(rates)) <= 1:
-            add(self.text_encoder_loras, rates[0] if rates else None, self.lora_plus.text_encoder, "textencoder")
+        found = ParameterGroups()
+        plus = self.lora_plus
+        rates = encoder_rates(text_encoder_lr, len(self._encoders), default_lr)
+        if self.joint_encoders and len(set(rates)) <= 1:
+            every = [pair for pairs in self._encoders for pair in pairs]
+            found.add(every, rates[0] if rates else None, plus.text_encoder, "textencoder")
         else:
             for number, (pairs, rate) in enumerate(zip(self._encoders, rates, strict=True), start=1):
-                add([adapter for _, adapter in pairs], rate, self.lora_plus.text_encoder, f"textencoder {number}")
-
-        unet_rate = default_lr if unet_lr is None else unet_lr
-        by_group: dict[tuple[str, float], list[LoraAdapter]] = {}
-        for target, adapter in self._unet:
-            by_group.setdefault((target.group, target.rate), []).append(adapter)
-        for (group, share), adapters in by_group.items():
-            rate = None if unet_rate is None else unet_rate * share
-            add(adapters, rate, self.lora_plus.unet, f"unet_{group}" if group else "unet")
-        return groups, names
+                found.add(pairs, rate, plus.text_encoder, f"textencoder {number}")
+        found.add(self._unet, default_lr if unet_lr is None else unet_lr, plus.unet, "unet")
+        return found.groups, found.names
 
     def prepare_grad_etc(self, text_encoder: Any, unet: nn.Module) -> None:
         """Called once before training."""
@@ -181,6 +145,16 @@ class LoraNetwork(nn.Module):
             return
         for _, adapter in self._pairs():
             adapter.skipped = self.random.random() < self.dropout.module
+
+    def update_norms(self) -> None:
+        """Called when the gradient of a step is final, before the step: what GGPO makes of it.
+
+        Raises:
+            ValueError: there is GGPO and no gradient.
+        """
+        if self.ggpo is not None:
+            for adapter in self._trainable():
+                adapter.follow_gradient()
 
     def get_trainable_params(self) -> Iterator[nn.Parameter]:
         """Everything the optimizer changes."""
@@ -243,7 +217,7 @@ class LoraNetwork(nn.Module):
             f"{target.name}.{key}": tensor.detach().to("meta" if tensor.is_meta else "cpu", dtype)
             for target, adapter in self._pairs()
             if not adapter.resting
-            for key, tensor in adapter.state_dict().items()
+            for key, tensor in adapter.file_tensors().items()
         }
 
     def merge_to(
@@ -283,15 +257,27 @@ class LoraNetwork(nn.Module):
         ratios = (max_norm / norms).clamp(max=1.0)  # a norm of 0 gives infinity, hence 1
         roots = ratios.sqrt().unbind()
         for part in ("lora_down", "lora_up"):
-            weights = [getattr(adapter, part).weight for adapter in adapters]
-            torch._foreach_mul_(weights, [root.to(weight.dtype) for root, weight in zip(roots, weights, strict=True)])
+            weights = [list(getattr(adapter, part).parameters()) for adapter in adapters]
+            factors = [root.to(w.dtype) for root, own in zip(roots, weights, strict=True) for w in own]
+            torch._foreach_mul_([weight for own in weights for weight in own], factors)
         after = norms * ratios
         scaled, mean, greatest = torch.stack([(ratios != 1).sum(), after.mean(), after.max()]).tolist()
         return int(scaled), mean, greatest
 
     def _build(self, targets: Sequence[Target]) -> list[tuple[Target, LoraAdapter]]:
         return [
-            (target, LoraAdapter(target.layer, target.shape.rank, target.shape.alpha, self.dropout, self.strength))
+            (
+                target,
+                LoraAdapter(
+                    target.layer,
+                    target.shape.rank,
+                    target.shape.alpha,
+                    self.dropout,
+                    self.strength,
+                    target.parts,
+                    self.ggpo,
+                ),
+            )
             for target in targets
         ]
 
@@ -308,43 +294,3 @@ def read_network_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     """All tensors of a file, on the CPU."""
     with open_weights(file) as weights:
         return {key: weights.read(key) for key in weights.keys()}
-
-
-def _put_to_rest(adapters: Sequence[LoraAdapter], name: str) -> None:
-    """Leave `adapters` out of training, and out of the model unless they came from a file."""
-    for adapter in adapters:
-        adapter.requires_grad_(False)
-        adapter.frozen = True
-        adapter.resting = not adapter.loaded
-    kept = sum(adapter.loaded for adapter in adapters)
-    logger.warning(
-        "%s: the learning rate is 0, so its %d LoRA layers are not trained; %s",
-        name,
-        len(adapters),
-        f"{kept} were loaded from a file and are kept and saved as they are" if kept else "they are not saved either",
-    )
-
-
-def _split_for_lora_plus(
-    adapters: Sequence[LoraAdapter], ratio: float | None
-) -> Iterator[tuple[list[nn.Parameter], float, str]]:
-    """The parameters of `adapters` in one group, or with LoRA+ in two: (parameters, share of the rate, suffix)."""
-    downs: list[Any] = [adapter.lora_down.weight for adapter in adapters]
-    ups: list[Any] = [adapter.lora_up.weight for adapter in adapters]
-    if ratio is None:
-        yield [weight for pair in zip(downs, ups, strict=True) for weight in pair], 1.0, ""
-    else:
-        yield downs, 1.0, ""
-        yield ups, ratio, " plus"
-
-
-def _encoder_rates(given: Rates, encoders: int, default: float | None) -> list[float | None]:
-    """The learning rate of each text encoder; one rate is for all of them."""
-    if isinstance(given, Sequence):
-        if len(given) > 1 and encoders and len(given) != encoders:
-            raise ValueError(f"--text_encoder_lr has {len(given)} rates and the model has {encoders} text encoder(s)")
-        rates: list[float | None] = list(given)
-    else:
-        rates = [] if given is None else [given]
-    rates = rates or [default]
-    return rates * encoders if len(rates) == 1 else rates[:encoders]

@@ -24,6 +24,7 @@ ADAPTERS = {
     "vae": ["sd_vae"],
     "text_encoder": ["sd15_text_encoder", "sd21_text_encoder"],
     "lora": ["lora_sd", "lora_sd21"],
+    "lora_flux": ["lora_flux"],
     "flux_lora_convert": ["flux_lora_convert"],
     "flux_lora_merge": ["flux_lora_merge"],
     "flux_lora_extract": ["flux_lora_extract"],

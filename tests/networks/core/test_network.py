@@ -13,7 +13,9 @@ from torch import nn
 
 from networks.core.adapter import Dropout
 from networks.core.key_names import AdapterShape
-from networks.core.network import LoraNetwork, LoraPlus, Target
+from networks.core.network import LoraNetwork
+from networks.core.parameter_groups import LoraPlus
+from networks.core.targets import Target
 
 
 def models() -> tuple[nn.ModuleDict, nn.ModuleDict]:

@@ -1,0 +1,287 @@
+"""LoRA for FLUX.1 and Chroma: which layers it covers, and what --network_args choose."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from networks.core.adapter import Dropout
+from networks.core.key_names import AdapterShape, adapter_name, adapter_shapes, check_known, clip_path
+from networks.core.network import LoraNetwork, read_network_weights
+from networks.core.options import NetworkArgs
+from networks.core.patterns import REG_ARGS, NamePatterns, read_indices, read_list, read_patterns
+from networks.core.targets import Target
+from networks.core.training_args import GGPO_ARGS, TRAINING_ARGS, read_dropout, read_ggpo, read_lora_plus
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "lora_unet"
+ENCODERS = (("lora_te1", (".self_attn.", ".mlp.")), ("lora_te3", (".SelfAttention.", ".DenseReluDense.")))
+"""CLIP-L and T5-XXL: how the names of their adapters begin, and what is covered of each. There is no second one."""
+T5 = 1
+
+BLOCK_LISTS = ("double_blocks", "single_blocks")
+IN_LAYERS = ("img_in", "time_in", "vector_in", "guidance_in", "txt_in")
+"""The layers before the blocks, in the order of `in_dims`."""
+SIZES: dict[str, tuple[str, ...]] = {
+    "img_attn_dim": ("img_attn",),
+    "txt_attn_dim": ("txt_attn",),
+    "img_mlp_dim": ("img_mlp",),
+    "txt_mlp_dim": ("txt_mlp",),
+    "img_mod_dim": ("img_mod",),
+    "txt_mod_dim": ("txt_mod",),
+    "single_dim": ("single_blocks", "linear"),
+    "single_mod_dim": ("modulation",),
+}
+"""Argument -> what the name of a layer must contain for the rank to hold; the first that fits does."""
+FUSED = {"img_attn.qkv": 3, "txt_attn.qkv": 3, "linear1": 4}
+"""Ends of the paths of layers that are several in one: q, k, v, and in single blocks the first layer of the MLP."""
+
+_INDICES = {"double_blocks": "train_double_block_indices", "single_blocks": "train_single_block_indices"}
+_TRAIN_BLOCKS = {"all": BLOCK_LISTS, "double": BLOCK_LISTS[:1], "single": BLOCK_LISTS[1:]}
+_CONV_ARGS = ("conv_dim", "conv_alpha")
+_SIZE_ARGS = (*SIZES, "in_dims", "train_blocks", *_INDICES.values(), REG_ARGS[0], "train_t5xxl", *_CONV_ARGS)
+_KNOWN_ARGS = (*_SIZE_ARGS, REG_ARGS[1], "split_qkv", "verbose", *GGPO_ARGS, *TRAINING_ARGS)
+
+
+class Layer(NamedTuple):
+    """A linear layer of the transformer or a text encoder."""
+
+    path: str
+    parent: nn.Module
+    attribute: str
+    name: str
+    """What its adapter is called."""
+
+
+def create_network(
+    multiplier: float,
+    network_dim: int | None,
+    network_alpha: float | None,
+    vae: nn.Module | None,
+    text_encoder: nn.Module | Sequence[nn.Module],
+    unet: nn.Module,
+    neuron_dropout: float | None = None,
+    **kwargs: Any,
+) -> LoraNetwork:
+    """A network of rank `network_dim` (4) and alpha `network_alpha` (1; 0 means the rank).
+
+    Raises:
+        ValueError: `kwargs`, the --network_args, hold an unknown key or a bad value.
+    """
+    args = NetworkArgs(kwargs, _KNOWN_ARGS, "networks.lora_flux")
+    for key in _CONV_ARGS:
+        if key in args:
+            logger.warning("--network_args %s has no effect: FLUX.1 and Chroma have no convolutions", key)
+    rank = 4 if network_dim is None else network_dim
+    if rank < 1:
+        raise ValueError(f"--network_dim {rank}: expected 1 or more")
+    alpha = 1.0 if network_alpha is None else float(network_alpha)
+    ranks = _Ranks(args, rank, unet)
+
+    layers = [*block_layers(unet), *(in_layers(unet) if "in_dims" in args else ())]
+    found = [(layer, ranks.of(layer)) for layer in layers]
+    trains_t5 = args.boolean("train_t5xxl") or False
+    encoders = [
+        [(layer, ranks.of_encoder(layer)) for layer in (() if number == T5 and not trains_t5 else each)]
+        for number, each in enumerate(encoder_layers(text_encoder))
+    ]
+    ranks.warn_of_unused([layer.name for layer, _ in [*found, *(pair for part in encoders for pair in part)]])
+
+    def shaped(part: Sequence[tuple[Layer, int]]) -> list[tuple[Layer, AdapterShape]]:
+        return [(layer, AdapterShape(rank, alpha or float(rank))) for layer, rank in part if rank > 0]
+
+    return _network(args, [shaped(part) for part in encoders], shaped(found), multiplier, neuron_dropout)
+
+
+def create_network_from_weights(
+    multiplier: float,
+    file: str | None,
+    vae: nn.Module | None,
+    text_encoder: nn.Module | Sequence[nn.Module],
+    unet: nn.Module,
+    weights_sd: Mapping[str, Tensor] | None = None,
+    for_inference: bool = False,
+    neuron_dropout: float | None = None,
+    **kwargs: Any,
+) -> tuple[LoraNetwork, Mapping[str, Tensor]]:
+    """A network with the layers, ranks and alphas of `file` or `weights_sd`, and the weights, not yet loaded into it.
+
+    Any linear layer of the transformer that the file names is covered, T5-XXL if it has keys for it.
+
+    Raises:
+        ValueError: no key of the weights belongs to this model, or `kwargs` hold an unknown key or a bad value.
+    """
+    args = NetworkArgs(kwargs, _KNOWN_ARGS, "networks.lora_flux")
+    for key in _SIZE_ARGS:
+        if key in args:
+            raise ValueError(f"--network_args {key} has no effect with --dim_from_weights: sizes come from the file")
+    if weights_sd is None:
+        assert file is not None, "either a file or its weights"
+        weights_sd = read_network_weights(file)
+    shapes = adapter_shapes(weights_sd)
+    layers = linear_layers(unet, PREFIX)
+    encoders = list(encoder_layers(text_encoder))
+    foreign = check_known(weights_sd, [layer.name for part in (layers, *encoders) for layer in part], file)
+    if foreign:
+        logger.warning("%s: %d keys belong to no layer, such as %s", file or "weights", len(foreign), foreign[0])
+
+    def shaped(part: Sequence[Layer]) -> list[tuple[Layer, AdapterShape]]:
+        return [(layer, shapes[layer.name]) for layer in part if layer.name in shapes]
+
+    in_file = [shaped(part) for part in encoders]
+    dropout = Dropout() if for_inference else None
+    return _network(args, in_file, shaped(layers), multiplier, neuron_dropout, dropout, from_file=True), weights_sd
+
+
+def block_layers(model: nn.Module) -> list[Layer]:
+    """The linear layers of all blocks."""
+    return [
+        layer for layer in linear_layers(model, PREFIX) if layer.path.startswith(tuple(f"{b}." for b in BLOCK_LISTS))
+    ]
+
+
+def in_layers(model: nn.Module) -> list[Layer]:
+    """The linear layers before the blocks."""
+    layers = linear_layers(model, PREFIX)
+    return [layer for part in IN_LAYERS for layer in layers if layer.path.partition(".")[0] == part]
+
+
+def encoder_layers(text_encoder: nn.Module | Sequence[nn.Module]) -> Iterator[list[Layer]]:
+    """The linear layers of attention and feed-forward of CLIP-L, and of T5-XXL if it is there."""
+    encoders = [text_encoder] if isinstance(text_encoder, nn.Module) else list(text_encoder)
+    if len(encoders) > len(ENCODERS):
+        raise ValueError(
+            f"networks.lora_flux is for CLIP-L and T5-XXL, and the model has {len(encoders)} text encoders"
+        )
+    for encoder, (prefix, parts) in zip(encoders, ENCODERS, strict=False):
+        layers = linear_layers(encoder, prefix)
+        covered = [layer for layer in layers if any(part in f".{layer.path}" for part in parts)]
+        yield [
+            layer._replace(name=adapter_name(prefix, clip_path(layer.path))) if prefix == ENCODERS[0][0] else layer
+            for layer in covered
+        ]
+
+
+def linear_layers(model: nn.Module, prefix: str) -> list[Layer]:
+    """Every linear layer of `model`, in its own order."""
+    found = []
+    for parent_path, parent in model.named_modules():
+        for attribute, layer in parent.named_children():
+            path = f"{parent_path}.{attribute}".lstrip(".")
+            if isinstance(layer, nn.Linear):
+                found.append(Layer(path, parent, attribute, adapter_name(prefix, path)))
+    return found
+
+
+class _Ranks:
+    """Which rank each layer gets; 0 is none."""
+
+    def __init__(self, args: NetworkArgs, rank: int, model: nn.Module) -> None:
+        self.rank = rank
+        self.by_name = read_patterns(args, REG_ARGS[0], whole=True)
+        self.sizes = {key: args.integer(key, low=0) for key in SIZES if key in args}
+        self.before = read_list(args, "in_dims", len(IN_LAYERS))
+        named = args.text("train_blocks") or "all"
+        if named not in _TRAIN_BLOCKS:
+            raise ValueError(f"--network_args train_blocks={named}: expected one of {', '.join(_TRAIN_BLOCKS)}")
+        self.chosen = {
+            blocks: read_indices(args, key, len(getattr(model, blocks, ())))
+            if blocks in _TRAIN_BLOCKS[named]
+            else set()
+            for blocks, key in _INDICES.items()
+        }
+
+    def of(self, layer: Layer) -> int:
+        """The rank of a layer of the transformer."""
+        found = self.by_name.find(layer.name)
+        if found is not None:
+            return int(found[1])
+        blocks, number, *_ = [*layer.path.split("."), ""]
+        if blocks in IN_LAYERS:
+            return 0 if self.before is None else self.before[IN_LAYERS.index(blocks)]
+        if int(number) not in self.chosen[blocks]:
+            return 0
+        size = next((self.sizes[key] for key in self.sizes if _fits(key, layer.name)), None)
+        return self.rank if size is None else size
+
+    def of_encoder(self, layer: Layer) -> int:
+        """The rank of a layer of a text encoder."""
+        found = self.by_name.find(layer.name)
+        return self.rank if found is None else int(found[1])
+
+    def warn_of_unused(self, names: Sequence[str]) -> None:
+        """Say which arguments concern no layer of this model."""
+        self.by_name.warn_of_unused(names)
+        for key, size in self.sizes.items():
+            if not any(_fits(key, name) for name in names):
+                logger.warning("--network_args %s=%d has no effect: this model has no such layers", key, size)
+        for part, size in zip(IN_LAYERS, self.before or (), strict=False):
+            if size and not any(name.startswith(f"{PREFIX}_{part}") for name in names):
+                logger.warning("--network_args in_dims: %d for %s has no effect: this model has none", size, part)
+
+
+def _fits(key: str, name: str) -> bool:
+    """Whether `name` is that of a layer whose rank `key` says, unless a key before it does."""
+    first = next((kind for kind, words in SIZES.items() if all(word in name for word in words)), None)
+    return first == key and name.startswith(PREFIX)
+
+
+def _network(
+    args: NetworkArgs,
+    encoders: Sequence[Sequence[tuple[Layer, AdapterShape]]],
+    layers: Sequence[tuple[Layer, AdapterShape]],
+    multiplier: float,
+    neuron_dropout: float | None,
+    dropout: Dropout | None = None,
+    from_file: bool = False,
+) -> LoraNetwork:
+    """The network on these layers, trained as `args` say."""
+    rates = read_patterns(args, REG_ARGS[1], whole=False)
+    splits = args.boolean("split_qkv") or False
+    rates.warn_of_unused([layer.name for part in (layers, *encoders) for layer, _ in part])
+
+    def target(layer: Layer, shape: AdapterShape) -> Target:
+        parts = _parts(layer) if splits else ()
+        if parts and from_file:
+            if shape.rank % len(parts):
+                raise ValueError(f"--network_args split_qkv: {layer.name} has rank {shape.rank} in the file, which is "
+                                 f"not that of {len(parts)} equal parts; it was not trained so")  # fmt: skip
+            shape = AdapterShape(shape.rank // len(parts), shape.alpha / len(parts))
+        group, own_rate = _own_rate(rates, layer.name)
+        return Target(layer.name, layer.parent, layer.attribute, shape, group, own_rate=own_rate, parts=parts)
+
+    encoder_targets = [[target(*pair) for pair in part] for part in encoders]
+    targets = [target(*pair) for pair in layers]
+    if args.boolean("verbose"):
+        for each in (each for part in (*encoder_targets, targets) for each in part):
+            logger.info("%s: rank %d, alpha %g%s", each.name, each.shape.rank, each.shape.alpha,
+                        f", {len(each.parts)} parts" if each.parts else "")  # fmt: skip
+    return LoraNetwork(
+        encoder_targets,
+        targets,
+        multiplier,
+        read_dropout(args, neuron_dropout) if dropout is None else dropout,
+        read_lora_plus(args),
+        read_ggpo(args),
+        joint_encoders=False,
+    )
+
+
+def _own_rate(rates: NamePatterns, name: str) -> tuple[str, float | None]:
+    """The parameter group and the learning rate of a layer that has its own."""
+    found = rates.find(name)
+    return ("", None) if found is None else (f" reg_lr_{found[0]}", found[1])
+
+
+def _parts(layer: Layer) -> tuple[int, ...]:
+    """The rows of q, k, v and the MLP in a layer that makes them all; () for any other."""
+    count = next((count for end, count in FUSED.items() if layer.path.endswith(end)), 0)
+    if not count or layer.path.partition(".")[0] not in BLOCK_LISTS:
+        return ()
+    linear = getattr(layer.parent, layer.attribute)
+    width = linear.out_features // 3 if count == 3 else linear.in_features
+    return (width,) * 3 + ((linear.out_features - 3 * width,) if count == 4 else ())
