@@ -76,6 +76,12 @@ class TrainedNetwork:
         if hasattr(self.network, "on_step_start"):
             self.network.on_step_start(self.text_encoder, self.denoiser)
 
+    def before_update(self) -> None:
+        """Let a network that follows its gradients look at them."""
+        for name in ("update_grad_norms", "update_norms"):
+            if hasattr(self.network, name):
+                getattr(self.network, name)()
+
     def finish_update(self) -> None:
         """Scale down what has grown beyond --scale_weight_norms."""
         limit = self.flags.scale_weight_norms

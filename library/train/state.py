@@ -75,6 +75,10 @@ class Trained(Protocol):
         """Called before pictures are made: the multipliers of the last batch are for no image any more."""
         ...
 
+    def before_update(self) -> None:
+        """Called before each optimizer step, when the gradient has its final value."""
+        ...
+
     def finish_update(self) -> None:
         """Called after each optimizer step."""
         ...

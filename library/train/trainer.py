@@ -251,6 +251,7 @@ class Trainer(ABC):
         if norm is not None:
             self.progress.add_gradient(norm)
             self.watch.add_gradient(norm, is_scaled=self.updates.scales_losses)
+        self.trained.before_update()
         self.updates.step()
         self.state.step += 1
         self.trained.finish_update()

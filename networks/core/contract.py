@@ -46,8 +46,9 @@ class Network(Protocol):
     """A set of adapters on the layers of a denoiser and its text encoders; an `nn.Module`.
 
     Optional, asked for by name: `prepare_optimizer_params_with_multiple_te_lrs`, `prepare_network`,
-    `apply_max_norm_regularization`, `seed_step`, `on_step_start`, `merge_to`, `set_multiplier`, `is_mergeable`, and
-    `write_weights` with `state_dict_for_saving`, for saving in a thread.
+    `apply_max_norm_regularization`, `seed_step`, `on_step_start`, `update_grad_norms` and `update_norms` (before each
+    optimizer step, when the gradient is final), `merge_to`, `set_multiplier`, `is_mergeable`, and `write_weights` with
+    `state_dict_for_saving`, for saving in a thread.
     """
 
     def apply_to(
