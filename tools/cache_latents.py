@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from library.flags.cache_tools import CACHE_LATENTS
+from cache_families import CACHE_LATENTS, FamilyFlags
 from library.flags.console import set_up_logging
 from library.flags.output import LoggingFlags
 
@@ -20,8 +20,10 @@ if __name__ == "__main__":
     settings = CACHE_LATENTS.settings((__doc__ or "").splitlines()[0])
     set_up_logging(settings[LoggingFlags], settings.warnings)
 
+from library.models.flux.architecture import Flux
 from library.models.sd.architecture import StableDiffusion
 from library.train.caches import fill_all_latents, run_cache_tool
 
 if __name__ == "__main__":
-    sys.exit(run_cache_tool(settings, StableDiffusion, fill_all_latents))
+    architecture = Flux if settings[FamilyFlags].flux else StableDiffusion
+    sys.exit(run_cache_tool(settings, architecture, fill_all_latents))

@@ -61,7 +61,7 @@ class Flux(Architecture):
     name: ClassVar[str] = "flux"
     bucket_multiple: ClassVar[int] = 32
     encoder_prefixes: ClassVar[tuple[str, ...]] = ("lora_te1", "lora_te3")
-    trained_beside_cache: ClassVar[frozenset[int]] = frozenset({0})
+    trained_beside_cache: ClassVar[frozenset[int]] = frozenset({0})  # CLIP-L, which is small
     latents = autoencoder.latent_format("_flux.npz")
     quantized: ClassVar[QuantizedLayers | None] = QuantizedLayers(("double_blocks", "single_blocks"), ("norm",))
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import nn
 
+from cache_families import CACHE_LATENTS, CACHE_TEXT
 from demo_folder import DemoFolder
 from library.data.config import read_dataset_config
 from library.data.dataset import load_training_set
 from library.data.items import BatchRequest
 from library.files.formats import TextFormat
-from library.flags.cache_tools import CACHE_LATENTS, CACHE_TEXT, CacheTool
+from library.flags.cache_tools import CacheTool
 from library.flags.dataset import CaptionFlags, DatasetFlags
 from library.flags.settings import Settings
 from library.models.sd.architecture import StableDiffusion

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from library.flags.cache_tools import CACHE_LATENTS, CACHE_TEXT, CacheTool
+from cache_families import CACHE_LATENTS, CACHE_TEXT
+from library.flags.cache_tools import CacheTool
 from library.flags.dataset import CacheFlags, TextCacheFlags
 from library.flags.declare import declared_flags, is_switch, takes_many, value_type
 from library.flags.objective import NoiseFlags
 from library.flags.trainers import TRAIN_NETWORK
+from library.models.flux.flags import FluxModelFlags
 
 TOOLS = {"cache_latents": (CACHE_LATENTS, 160), "cache_text_encoder_outputs": (CACHE_TEXT, 161)}
 MORE_CHOICES = {"max_token_length": [75]}
@@ -81,15 +83,17 @@ def test_a_settings_file_of_the_training_is_taken_and_what_has_no_effect_is_said
     ("words_given", "message"),
     [
         (("--sdxl",), "--sdxl is not available yet: caches for SDXL"),
-        (("--flux", "--ae=x"), "--flux is not available yet: caches for FLUX"),
+        (("--ae={model}",), "--ae is for FLUX.1 and Chroma: add --flux"),
+        (("--flux", "--ae=x"), "--ae: there is no file x"),
         (("--random_crop",), "--random_crop needs the pixels at every step"),
     ],
 )
-def test_what_is_not_there_yet_is_refused(
+def test_what_cannot_be_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words_given: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        CACHE_LATENTS.settings("test", words(tmp_path, *words_given))
+        given = [word.format(model=tmp_path / "model.safetensors") for word in words_given]
+        CACHE_LATENTS.settings("test", words(tmp_path, *given))
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
@@ -104,3 +108,19 @@ def test_a_flag_without_effect_is_one_for_text_and_not_for_latents(tmp_path: Pat
 def test_flags_of_older_versions_say_why_they_do_nothing(tmp_path: Path, flag: str) -> None:
     (warning,) = CACHE_LATENTS.settings("test", words(tmp_path, f"--{flag}")).warnings
     assert warning.startswith(f"--{flag} has no effect: ")
+
+
+def test_text_of_flux_and_chroma_is_read_as_their_training_reads_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model.safetensors"
+    given = words(tmp_path, "--flux", f"--t5xxl={model}", f"--clip_l={model}", "--t5xxl_max_token_length=64")
+    flags = CACHE_TEXT.settings("test", given)[FluxModelFlags]
+    assert (flags.t5xxl_max_token_length, flags.apply_t5_attn_mask) == (64, False)
+    chroma = CACHE_TEXT.settings("test", words(tmp_path, "--flux", "--model_type=chroma", f"--t5xxl={model}"))
+    assert chroma[FluxModelFlags].apply_t5_attn_mask and "Chroma was made with it" in chroma.warnings[0]
+    (warning,) = CACHE_TEXT.settings("test", [*given, "--max_token_length=150"]).warnings
+    assert warning.startswith("--max_token_length has no effect with --flux")
+    with pytest.raises(SystemExit):
+        CACHE_TEXT.settings("test", [*given, "--weighted_captions"])
+    assert "T5-XXL has no weights of words" in capsys.readouterr().err
