@@ -24,7 +24,8 @@ from library.flags.run import AttentionFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture, Condition, ImageRequest, OnWeight, TokenCount
 from library.models.attention import attention_mode
-from library.models.sd.checkpoint import MODEL_FLAG, VAE_FLAG, load_text_encoder, load_unet, load_vae, locate, vae_id
+from library.models.parts import MODEL_FLAG, VAE_FLAG, locate
+from library.models.sd.checkpoint import load_text_encoder, load_unet, load_vae, vae_id
 from library.models.sd.unet import UNet
 from library.models.text.clip import TextEncoder, check_vocabulary, encode_caption, encode_prompt
 from library.models.text.tokens import (

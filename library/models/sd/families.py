@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from library.files.weights import WeightFile, describe_keys
-from library.models.kinds import PARTS, kind_of, kind_of_folder, without
+from library.models.kinds import PARTS, kind_of, without
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +73,3 @@ def warn_of_strangers(file: WeightFile) -> None:
             len(strangers),
             describe_keys(strangers),
         )
-
-
-def other_pipeline(folder: Path) -> str | None:
-    """What a folder of diffusers is by its model_index.json and which script takes it, if it is another family."""
-    other = kind_of_folder(folder)
-    return None if other is None or "sd" in other.families else f"it is {other.name}: {other.cure}"

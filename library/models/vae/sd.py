@@ -10,11 +10,32 @@ import torch
 # The narrowest path there is; it still costs 2.4 CPU seconds beside transformers.
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+from library.files.unet_names import UNET_PREFIX
 from library.files.weight_id import weight_id
 from library.files.weights import Source, WeightFile, describe_keys, fill_module
 
 LDM_PREFIX = "first_stage_model."
 """Where the autoencoder lies in a whole checkpoint."""
+LATENT_CHANNELS = 4
+
+
+def load_vae_from(file: WeightFile, flag: str, dtype: torch.dtype, device: torch.device | str) -> AutoencoderKL:
+    """The autoencoder in `file`, frozen: in a whole model, or alone in either layout; `flag` named it.
+
+    Raises:
+        ValueError: there is none, it is not whole, or it is of another family.
+    """
+    keys = file.keys()
+    if any(key.startswith(UNET_PREFIX) for key in keys) and not any(key.startswith(LDM_PREFIX) for key in keys):
+        raise ValueError(f"{flag}: {file.path} holds no autoencoder; give one with --vae")
+    sources = vae_sources(file)
+    first = sources.get("decoder.conv_in.weight")
+    if first is not None and first.shape[1] != LATENT_CHANNELS:
+        raise ValueError(
+            f"{flag}: the autoencoder in {file.path} has {first.shape[1]} latent channels, Stable Diffusion needs "
+            f"{LATENT_CHANNELS}: it belongs to another family of models"
+        )
+    return build_vae(sources, dtype, device)
 
 
 def build_vae(sources: Mapping[str, Source], dtype: torch.dtype, device: torch.device | str) -> AutoencoderKL:

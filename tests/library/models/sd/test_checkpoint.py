@@ -13,8 +13,10 @@ from torch import Tensor
 
 from demo_checkpoint import Sizes, small_checkpoint
 from library.files.weights import Source, check_sources, save_safetensors
+from library.models import parts
+from library.models.parts import locate
 from library.models.sd import checkpoint
-from library.models.sd.checkpoint import load_text_encoder, load_unet, load_vae, locate, vae_id
+from library.models.sd.checkpoint import load_text_encoder, load_unet, load_vae, vae_id
 from library.models.text import clip
 from library.models.vae import sd as vae_module
 from tests.library.models.sd.manifests import ManifestFile, manifest
@@ -49,7 +51,7 @@ def weightless(monkeypatch: pytest.MonkeyPatch) -> dict[Path, dict[str, Any]]:
 
     for place in (checkpoint, clip, vae_module):
         monkeypatch.setattr(place, "fill_module", only_check)
-    monkeypatch.setattr(checkpoint, "open_weights", lambda path: ManifestFile(path, files[path]))
+    monkeypatch.setattr(parts, "open_weights", lambda path: ManifestFile(path, files[path]))
     return files
 
 
@@ -293,7 +295,7 @@ def test_one_file_of_weights_is_fetched_for_each_part() -> None:
         "v1-5-pruned.ckpt",
         "vae/diffusion_pytorch_model.fp16.safetensors",
     ]
-    assert set(checkpoint._hub_files(files)) == {
+    assert set(parts._hub_files(files)) == {
         "model_index.json",
         "scheduler/scheduler_config.json",
         "text_encoder/config.json",

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from demo_checkpoint import Sizes, small_checkpoint
 from demo_tokenizer import write_tokenizer
 from library.files.weights import open_weights, save_safetensors
-from library.models.sd import checkpoint, model_writer
+from library.models import parts as model_parts
+from library.models.sd import model_writer
 from library.models.sd.checkpoint import load_text_encoder, load_unet, load_vae
 from library.models.sd.folder_files import Parts, folder_files
 from library.models.sd.model_writer import FOLDER_KINDS, ModelWriter
@@ -166,7 +167,7 @@ def test_published_layouts_are_made_from_each_other_with_exactly_their_keys(
         file.touch()
     files = parts | {single: manifest(facts, version, False)}
     opened: Callable[[Path], ManifestFile] = lambda path: ManifestFile(path, files[path])  # noqa: E731
-    for module in (checkpoint, model_writer):
+    for module in (model_parts, model_writer):
         monkeypatch.setattr(module, "open_weights", opened)
 
     def shapes(content: dict[str, Any]) -> dict[str, tuple[int, ...]]:
