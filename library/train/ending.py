@@ -1,12 +1,14 @@
-"""How a run ends when it does not come to its end: the last words and the exit code."""
+"""How a run ends, above all when it does not come to its end: the last words and the exit code."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from library.flags.settings import Settings
 from library.train.exit_codes import ExitCode, RunError, is_out_of_memory
+from library.train.interruption import Request
 from library.train.out_of_memory import advice
 
 logger = logging.getLogger(__name__)
@@ -18,6 +20,30 @@ CLOSING = {
     ExitCode.FAILED: "the run cannot go on until that is mended",
 }
 """The last line below a message of several lines."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended, in a few words."""
+
+    text: str = "finished"
+    is_failure: bool = False
+
+    @staticmethod
+    def failed(error: BaseException) -> Ending:
+        """A run that `error` ended; its first line says why."""
+        lines = str(error).splitlines() or [""]
+        return Ending(f"failed: {lines[0] or type(error).__name__}", is_failure=True)
+
+
+def ending_of(request: Request, ends_early: bool, step: int) -> Ending:
+    """How a run ends that nothing has failed in: as the user asked, by its validation loss, or with its last step."""
+    if request.ends_run:
+        asked = "interrupted" if request is Request.INTERRUPT else "stopped"
+        return Ending(f"{asked} after step {step}; everything was saved, and --resume goes on from there")
+    if ends_early:
+        return Ending(f"ended after step {step}, since the validation loss fell no more (--early_stop_patience)")
+    return Ending()
 
 
 def exit_code_of(run: Callable[[], None], settings: Settings) -> ExitCode:

@@ -14,7 +14,7 @@ from types import FrameType
 import torch
 from torch import distributed
 
-from library.train.progress import ScalarReader
+from library.train.scalar_reader import ScalarReader
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,8 @@ h2{font-size:15px;margin:0 0 8px}
 h3{font-size:13px;margin:10px 0 2px}
 section{background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:12px 14px;
 margin:0 0 14px;min-width:0}
+.ending{font-size:17px;margin:0 0 8px;overflow-wrap:anywhere}
+.ending.failure{color:var(--c1);font-weight:600}
 progress{width:100%;height:10px;accent-color:var(--c0)}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(460px,100%),1fr));gap:14px;margin-bottom:14px}
 .cards section{margin:0}

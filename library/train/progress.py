@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import Optimizer
@@ -18,10 +17,12 @@ from tqdm import tqdm
 
 from library.flags.output import OutputFlags
 from library.flags.settings import Settings
+from library.train.ending import Ending
 from library.train.history import History, Picture
 from library.train.log_file import LogFile, log_path, read_log
 from library.train.pace import Pace
 from library.train.report_page import ReportPage
+from library.train.scalar_reader import ScalarReader
 from library.train.state import Plan
 
 
@@ -142,14 +143,28 @@ class Progress:
         if self.page is not None:
             self.page.rewrite(self.history)
 
-    def close(self) -> None:
-        """Log what has not been read yet, end the line and finish the page; a second call does nothing."""
+    @contextmanager
+    def until_closed(self) -> Iterator[None]:
+        """While the context lasts the run goes on; an exception that ends it is how it ended."""
+        try:
+            yield
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            self.close(Ending("interrupted, nothing was saved") if stopped else Ending.failed(error))
+            raise
+        self.close(Ending())
+
+    def close(self, ending: Ending) -> None:
+        """Log what has not been read yet, end the line and say on the page how the run ended; once."""
+        if self._closed:
+            return
+        self._closed = True
         self._take(self._reader.last())
         self._bar.close()
+        self.log_event("end", self.step, text=ending.text)
         self._log_file.close()
-        page, self.page = self.page, None
-        if page is not None:
-            page.close(self.history)
+        if self.page is not None:
+            self.page.close(self.history, ending)
 
     def _take(self, loss: float | None) -> None:
         """Count a loss that has been read; the last one of an update completes its entry in the log."""
@@ -208,51 +223,6 @@ class MovingAverage:
         if self._since_exact >= len(self._values) and len(self._values) == self._values.maxlen:
             self._sum = math.fsum(self._values) if all(map(math.isfinite, self._values)) else sum(self._values)
             self._since_exact = 0
-
-
-class ScalarReader:
-    """Reads scalars off a device one call late, so that the host never waits for the work in front of them."""
-
-    def __init__(self) -> None:
-        self._slots: list[_Slot] = []
-        self._pending: _Slot | None = None
-        self._turn = 0
-
-    def exchange(self, scalar: Tensor) -> float | None:
-        """Start reading `scalar`; the answer is the one before it, None the first time."""
-        if not self._slots:
-            self._slots = [_Slot(scalar.device), _Slot(scalar.device)]
-        slot = self._slots[self._turn]
-        self._turn = 1 - self._turn
-        slot.start(scalar)
-        previous, self._pending = self._pending, slot
-        return None if previous is None else previous.read()
-
-    def last(self) -> float | None:
-        """The scalar handed in last, waiting for it; None when it has been read."""
-        pending, self._pending = self._pending, None
-        return None if pending is None else pending.read()
-
-
-class _Slot:
-    """One float of main memory that a scalar is copied to."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
-        self._buffer = torch.zeros(1, pin_memory=self._on_gpu)
-        # Read through numpy: indexing a tensor for its value is what a step must not do, and is counted as such.
-        self._value: np.ndarray[Any, Any] = self._buffer.numpy()
-        self._copied = torch.cuda.Event() if self._on_gpu else None
-
-    def start(self, scalar: Tensor) -> None:
-        self._buffer.copy_(scalar.detach().float().reshape(1), non_blocking=self._on_gpu)
-        if self._copied is not None:
-            self._copied.record()
-
-    def read(self) -> float:
-        if self._copied is not None:
-            self._copied.synchronize()
-        return float(self._value[0])
 
 
 class TimestepCounts:

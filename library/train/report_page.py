@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from library.files.atomic import replacing
 from library.flags.output import OutputFlags
+from library.train.ending import Ending
 from library.train.history import History, Point
 from library.train.page_charts import COLOURS, Line, bar_chart, line_chart, number, smoothed
 from library.train.page_pictures import Thumbnails, chosen_moments
@@ -70,16 +71,16 @@ class ReportPage:
         busy = self._running is not None and not self._running.done()
         if not busy and time.monotonic() - self._written > LEAST_PAUSE:
             self._written = time.monotonic()
-            self._running = self._thread.submit(self._write, history, False)
+            self._running = self._thread.submit(self._write, history, None)
 
-    def close(self, history: History) -> None:
+    def close(self, history: History, ending: Ending) -> None:
         """Write the last version and wait for it."""
-        self._thread.submit(self._write, history, True)
+        self._thread.submit(self._write, history, ending)
         self._thread.shutdown(wait=True)
 
-    def _write(self, history: History, is_over: bool) -> None:
+    def _write(self, history: History, ending: Ending | None) -> None:
         try:
-            page = self.html(history, is_over)
+            page = self.html(history, ending)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as temporary:
                 temporary.write_text(page, encoding="utf-8")
@@ -88,10 +89,10 @@ class ReportPage:
                 logger.warning("%s cannot be written: %s: %s", self.path, type(error).__name__, error)
             self._failed = True
 
-    def html(self, history: History, is_over: bool = False) -> str:
-        """The page as it stands."""
+    def html(self, history: History, ending: Ending | None = None) -> str:
+        """The page as it stands, while the run goes or once it has had its `ending`."""
         sections = [
-            self._summary(history, is_over),
+            self._summary(history, ending),
             charts(history),
             self._previews(history),
             data_section(history, self.facts),
@@ -110,7 +111,7 @@ class ReportPage:
             + f"\n<script>{SCRIPT}</script></body></html>\n"
         )
 
-    def _summary(self, history: History, is_over: bool) -> str:
+    def _summary(self, history: History, ending: Ending | None) -> str:
         """How far the run is, and the latest of the most important numbers."""
         facts, now = self.facts, time.time()
         step = last_step(history) or facts.first_step
@@ -119,9 +120,7 @@ class ReportPage:
         done = max(step - facts.first_step, 0)
         seconds = latest.get("time/step") or (now - self.started) / max(done, 1)
         cells = [("step", f"{step:,} of {facts.steps:,}"), ("running for", duration(now - self.started))]
-        if is_over:
-            cells.append(("state", "finished" if step >= facts.steps else "stopped"))
-        elif done:
+        if ending is None and done:
             cells.append(("left", f"about {duration((facts.steps - step) * seconds)}"))
         wanted = {
             "loss/average": "average loss",
@@ -133,9 +132,13 @@ class ReportPage:
         cells += [(text, number(latest[name])) for name, text in wanted.items() if name in latest]
         items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in cells)
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+        ended = ""
+        if ending is not None:
+            ended = f'<p class="ending{" failure" if ending.is_failure else ""}">{escape(ending.text)}</p>'
+        more = "" if ending is not None else "; reload the page to see more"
         return (
-            f'<progress max="1" value="{share:.4f}"></progress><dl class="cells">{items}</dl>'
-            f'<p class="note">written {stamp}; reload the page to see more</p>'
+            f'{ended}<progress max="1" value="{share:.4f}"></progress><dl class="cells">{items}</dl>'
+            f'<p class="note">written {stamp}{more}</p>'
         )
 
     def _previews(self, history: History) -> str:

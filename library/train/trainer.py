@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,7 +28,7 @@ from library.models.architecture import Architecture
 from library.train.accelerator import agreed_seed, make_accelerator, start_trackers, weight_dtype
 from library.train.continuity import first_position, go_on, past_of, run_facts
 from library.train.dry_run import META, check_output_folder, models_without_weights, report_memory
-from library.train.ending import exit_code_of
+from library.train.ending import ending_of, exit_code_of
 from library.train.exit_codes import ExitCode, from_data, marked
 from library.train.frozen_models import frozen_models
 from library.train.history import warnings_kept
@@ -104,7 +103,7 @@ class Trainer(ABC):
             self.trained = self.build_trainable()
             self.prepare()
             # Log lines stand above the progress line, which ends before the last words of a run that fails.
-            with logging_redirect_tqdm(), self.requests.listening(), closing(self.progress):
+            with logging_redirect_tqdm(), self.requests.listening(), self.progress.until_closed():
                 self.run_epochs()
                 self.finish()
 
@@ -313,6 +312,6 @@ class Trainer(ABC):
         self.saver.close()
         if self.requests.last is Request.INTERRUPT:
             self.code = ExitCode.INTERRUPTED
-        self.progress.close()
+        self.progress.close(ending_of(self.requests.last, self.validation.ends_run, self.state.step))
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()

@@ -21,8 +21,8 @@ from library.flags.settings import Settings
 from library.models.architecture import Architecture
 from library.train.diagnosis import likely_causes
 from library.train.exit_codes import ExitCode, RunError
-from library.train.progress import ScalarReader
 from library.train.saving import last_name
+from library.train.scalar_reader import ScalarReader
 from library.train.state import Models, ParameterGroups
 
 logger = logging.getLogger(__name__)

@@ -136,6 +136,8 @@ def test_a_step_without_memory_ends_the_run_with_4(
     assert Full(small_settings(small_sd, tmp_path)).run() == 4
     assert last_line(capsys).startswith("out of memory; try this first: --cache_latents")
     assert not list(tmp_path.glob("*.safetensors"))
+    page = (tmp_path / "small.report.html").read_text(encoding="utf-8")
+    assert '<p class="ending failure">failed: CUDA out of memory. Tried to allocate 2.00 GiB.</p>' in page
 
 
 def test_settings_that_this_machine_cannot_follow_end_the_run_with_2(

@@ -8,6 +8,7 @@ import torch
 
 from demo_folder import DemoFolder
 from library.train.interruption import Request, Requests
+from library.train.log_file import read_log
 from tests.clients.continuing import TinyRuns, equal
 from tests.clients.training import SmallTrainer, small_settings
 
@@ -44,6 +45,13 @@ def test_a_folder_called_save_is_none_of_our_business(tmp_path: Path) -> None:
     assert Requests(tmp_path, True, CPU).next() is Request.NOTHING
 
 
+def ending(folder: Path) -> str:
+    """What log and page say about the end of a run; both say the same."""
+    (row,) = [row for row in read_log(folder / "small.log.jsonl", before=10**9) if row.get("event") == "end"]
+    assert f'<p class="ending">{row["text"]}</p>' in (folder / "small.report.html").read_text(encoding="utf-8")
+    return row["text"]
+
+
 def asking(runs: TinyRuns, name: str, files: dict[int, str], *words: str) -> SmallTrainer:
     """A trainer in whose output folder files appear in the middle of the step after each of the given numbers."""
 
@@ -67,6 +75,7 @@ def test_the_files_save_and_stop_do_what_they_are_called(small_sd: DemoFolder, t
         "small-step00000004.safetensors",
     ]
     assert not (tmp_path / "run" / "save").exists() and not (tmp_path / "run" / "stop").exists()
+    assert ending(tmp_path / "run") == "stopped after step 4; everything was saved, and --resume goes on from there"
     runs.train("whole", "--cache_latents", *words)
     runs.train("resumed", "--cache_latents", *words, "--resume", runs.state("run", "small-step00000004"))
     assert equal(runs.weights("whole"), runs.weights("resumed"))
@@ -82,4 +91,5 @@ def test_ctrl_c_twice_ends_with_the_same_code_and_saves_nothing(small_sd: DemoFo
 
     words = runs.words("--cache_latents", "--network_train_unet_only")
     assert Impatient(small_settings(small_sd, tmp_path / "run", *words)).run() == 130
-    assert not (tmp_path / "run").exists() or runs.names("run") == []
+    assert runs.names("run") == []
+    assert ending(tmp_path / "run") == "interrupted, nothing was saved"

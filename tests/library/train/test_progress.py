@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -14,9 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from library.flags.output import OutputFlags
 from library.flags.settings import Settings
+from library.train.ending import Ending
 from library.train.history import Picture
 from library.train.pace import Pace
-from library.train.progress import MovingAverage, Progress, ScalarReader, learning_rates
+from library.train.progress import MovingAverage, Progress, learning_rates
 from library.train.state import Plan
 
 
@@ -60,7 +62,7 @@ def run(shown: Progress, plan: Plan, losses: list[float], optimizer: torch.optim
                 step += 1
                 shown.finish_update(step, optimizer)
         shown.finish_epoch(epoch)
-    shown.close()
+    shown.close(Ending())
 
 
 def test_each_step_is_logged_under_its_own_number_with_its_loss_and_rates() -> None:
@@ -92,8 +94,8 @@ def test_the_norm_of_the_gradient_stands_beside_the_loss_of_its_step() -> None:
             shown.add_loss(torch.tensor(float(step)))
         shown.add_gradient(torch.tensor(10.0 * step))
         shown.finish_update(step, optimizer)
-    shown.close()
-    shown.close()
+    shown.close(Ending())
+    shown.close(Ending())
     assert [(step, values["loss/current"], values["norm/gradient"]) for step, values in recorder.logged] == [
         (1, 1.0, 10.0),
         (2, 2.0, 20.0),
@@ -112,7 +114,7 @@ def test_the_line_shows_steps_and_the_average_loss(capsys: pytest.CaptureFixture
 def test_a_continued_run_counts_on(capsys: pytest.CaptureFixture[str]) -> None:
     plan = Plan.of(10, 1, 10, None)
     shown = Progress(plan, ["unet"], cast(Accelerator, Recorder(None)), Settings.of(), first_step=7)
-    shown.close()
+    shown.close(Ending())
     assert "7/10" in capsys.readouterr().err
 
 
@@ -128,7 +130,7 @@ def test_the_log_lies_beside_the_result_with_a_line_for_each_entry(tmp_path: Pat
     recorder, plan = Recorder(tmp_path), Plan.of(1, 1, 2, None)
     run(progress(recorder, plan), plan, [1.0, float("nan")], sgd(0.25))
     rows = log_rows(tmp_path / "cats.log.jsonl")
-    assert [(row["step"], row["epoch"]) for row in rows] == [(1, 1), (1, 1), (2, 2), (2, 2)]
+    assert [(row["step"], row["epoch"]) for row in rows] == [(1, 1), (1, 1), (2, 2), (2, 2), (2, 2)]
     assert (rows[0]["loss/current"], rows[0]["lr/unet"], rows[1]["loss/epoch_average"]) == (1.0, 0.25, 1.0)
     assert rows[2]["loss/current"] is None
     assert rows[0]["time"] <= rows[-1]["time"]
@@ -140,7 +142,7 @@ def test_tables_events_and_previews_are_lines_of_the_log(tmp_path: Path) -> None
     shown.log_table("validation/bins", [{"first": 0, "last": 99, "loss": float("inf")}], step=1)
     shown.log_event("save", 1, path="cats.safetensors")
     shown.log_previews([Picture(Path("sample/a.png"), "a cat", 0)], step=2)
-    shown.close()
+    shown.close(Ending())
     rows = log_rows(tmp_path / "cats.log.jsonl")
     for row in rows:
         row.pop("time")
@@ -153,7 +155,24 @@ def test_tables_events_and_previews_are_lines_of_the_log(tmp_path: Path) -> None
             "event": "preview",
             "pictures": [{"path": "sample/a.png", "prompt": "a cat", "index": 0}],
         },
+        {"step": 0, "epoch": 1, "event": "end", "text": "finished"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("the disk is full\nmake room"), "failed: the disk is full"),
+        (KeyboardInterrupt(), "interrupted, nothing was saved"),
+        (None, "finished"),
+    ],
+)
+def test_the_log_says_how_the_run_ended(tmp_path: Path, error: BaseException | None, text: str) -> None:
+    shown = progress(Recorder(tmp_path), Plan.of(1, 1, 2, None))
+    with contextlib.suppress(ValueError, KeyboardInterrupt), shown.until_closed():
+        if error is not None:
+            raise error
+    assert [row["text"] for row in log_rows(tmp_path / "cats.log.jsonl")] == [text]
 
 
 def test_a_continued_run_knows_what_was_logged_before(tmp_path: Path) -> None:
@@ -163,7 +182,7 @@ def test_a_continued_run_knows_what_was_logged_before(tmp_path: Path) -> None:
     again = progress(Recorder(tmp_path), plan, first_step=1)
     assert [(p.step, p.mean) for p in again.history.curves["loss/current"].points] == [(1, 1.0)]
     again.log({"loss/current": 9.0}, 2, 1)
-    again.close()
+    again.close(Ending())
     assert [row["step"] for row in log_rows(tmp_path / "cats.log.jsonl") if "loss/current" in row] == [1, 2, 2]
 
 
@@ -175,7 +194,7 @@ def test_every_tenth_update_says_how_fast_the_run_is_and_what_it_holds(tmp_path:
         shown.add_loss(torch.tensor(1.0))
         shown.finish_update(step, optimizer)
     shown.finish_epoch(1)
-    shown.close()
+    shown.close(Ending())
     told = {step: values for step, values in recorder.logged if "time/step" in values}
     assert list(told) == [10, 20, 25]
     for values in told.values():
@@ -219,23 +238,6 @@ def test_the_average_does_not_drift_over_a_long_run() -> None:
     for _ in range(100):
         average.add(0.1)
     assert average.value == pytest.approx(0.1, rel=1e-12)
-
-
-def test_a_scalar_is_read_one_call_later_and_only_once() -> None:
-    reader = ScalarReader()
-    answers = [reader.exchange(torch.tensor(value)) for value in (1.0, 2.0, 3.0)]
-    assert answers == [None, 1.0, 2.0]
-    assert reader.last() == 3.0
-    assert reader.last() is None
-    assert reader.exchange(torch.tensor(5.0, dtype=torch.bfloat16)) is None
-    assert reader.last() == 5.0
-
-
-def test_a_loss_that_is_overwritten_later_has_been_copied() -> None:
-    reader, loss = ScalarReader(), torch.tensor(1.0)
-    reader.exchange(loss)
-    loss.fill_(2.0)
-    assert reader.exchange(loss) == 1.0
 
 
 class ScalarReads(TorchFunctionMode):

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from library.flags.output import OutputFlags
+from library.train.ending import Ending
 from library.train.history import History, Picture, Point
 from library.train.page_charts import Line, bar_chart, line_chart, smoothed, ticks
 from library.train.page_pictures import MOST_MOMENTS, Thumbnails, chosen_moments
@@ -86,9 +87,9 @@ def facts() -> PageFacts:
     )
 
 
-def written(folder: Path, history: History | None = None) -> str:
+def written(folder: Path, history: History | None = None, ending: Ending | None = None) -> str:
     page = ReportPage(folder / "cats.report.html", facts())
-    page.close(filled(folder) if history is None else history)
+    page.close(filled(folder) if history is None else history, ending or Ending())
     return (folder / "cats.report.html").read_text(encoding="utf-8")
 
 
@@ -103,6 +104,14 @@ def test_the_page_is_whole_and_holds_every_section(tmp_path: Path) -> None:
     assert structure.count["figure"] == 3
     marked = [value for _, name, value in structure.attributes if (name, value) == ("class", "marked")]
     assert len(marked) == 1
+
+
+def test_the_page_says_how_the_run_ended(tmp_path: Path) -> None:
+    assert '<p class="ending">finished</p>' in written(tmp_path)
+    text = written(tmp_path, ending=Ending.failed(OSError("no space left on <disk>\nmore")))
+    assert '<p class="ending failure">failed: no space left on &lt;disk&gt;</p>' in text and "reload" not in text
+    assert 'class="ending' not in ReportPage(tmp_path / "page.html", facts()).html(filled(tmp_path))
+    assert Ending.failed(AssertionError()).text == "failed: AssertionError"
 
 
 def test_the_page_needs_nothing_from_outside_and_escapes_what_users_write(tmp_path: Path) -> None:
@@ -142,7 +151,7 @@ def test_the_page_is_rewritten_in_a_thread_and_not_too_often(tmp_path: Path, mon
     page.rewrite(history)
     page.rewrite(history)
     assert time.perf_counter() - started < 0.05 and not page.is_old
-    page.close(history)
+    page.close(history, Ending())
     assert [path.name for path in tmp_path.glob("*.html")] == ["cats.report.html"]
     assert list(tmp_path.glob(".*")) == []
 
@@ -151,7 +160,7 @@ def test_a_page_that_cannot_be_written_is_one_warning(tmp_path: Path, caplog: py
     (tmp_path / "file").write_text("", encoding="utf-8")
     page = ReportPage(tmp_path / "file" / "cats.report.html", facts())
     page.rewrite(History())
-    page.close(History())
+    page.close(History(), Ending())
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "cats.report.html cannot be written" in caplog.text
 
