@@ -11,15 +11,14 @@ from library.flags.output import OutputFlags
 from library.flags.run import StrictFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
+from library.train.disk_estimate import estimate_disk, free_disk
 from library.train.preview import Previews
 from library.train.report_page import PageFacts
 from library.train.run_sheet import (
     bucket_table,
     caption_table,
-    free_disk,
     gigabytes,
     group_table,
-    needed_disk,
     plan_table,
     settings_tables,
     settings_text,
@@ -59,19 +58,19 @@ def announce(
     A disk that is too full for the files to come is a warning.
     """
     output = settings[OutputFlags]
-    num_trained = sum(parameter.numel() for group in groups.groups for parameter in group["params"])
+    disk = estimate_disk(settings, plan, groups, validates=data.validation is not None)
     trained = group_table(groups, settings[OptimizerFlags])
     captions = caption_table(data, arch, plan.steps, seed)
-    steps = plan_table(plan, data, num_processes, output, previews, num_trained)
+    steps = plan_table(plan, data, num_processes, previews, disk.rows(output))
     logger.info("%s", settings_text(settings))
     for table in (trained, *([captions] if captions.rows else []), steps):
         logger.info("%s", table.text())
-    needed, free = needed_disk(plan, output, num_trained), free_disk(output)
-    if needed > free:
+    free = free_disk(output)
+    if disk.at_most > free:
         logger.warning(
             "the files of this run need %s in --output_dir %s, where %s are free: make room, or save less often "
-            "(--save_every_n_epochs, --save_last_n_epochs, --save_precision=fp16)",
-            gigabytes(needed),
+            "(--save_every_n_epochs, --save_last_n_epochs, --save_precision=fp16, --save_state_on_train_end)",
+            gigabytes(disk.at_most),
             output.output_dir,
             gigabytes(free),
         )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -15,12 +13,10 @@ from library.data.dataset import TrainingSet
 from library.data.items import ImageItem
 from library.flags.declare import title
 from library.flags.optimizer import OptimizerFlags
-from library.flags.output import OutputFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
 from library.train.accelerator import SECRETS
 from library.train.preview import Previews
-from library.train.saving import epochs_between_saves
 from library.train.state import ParameterGroups, Plan
 
 WIDTH = 100
@@ -98,9 +94,9 @@ def group_table(groups: ParameterGroups, flags: OptimizerFlags) -> Table:
 
 
 def plan_table(
-    plan: Plan, data: TrainingSet, num_processes: int, output: OutputFlags, previews: Previews, num_trained: int
+    plan: Plan, data: TrainingSet, num_processes: int, previews: Previews, on_disk: Sequence[tuple[str, str]]
 ) -> Table:
-    """How much there is to do, and what it leaves on the disk; `num_trained` numbers make one file."""
+    """How much there is to do, and what it leaves `on_disk`."""
     batch_sizes = ", ".join(str(dataset.settings.batch_size) for dataset in data.datasets)
     rows = [
         ("num train images * repeats", f"{data.num_train_images:,}"),
@@ -111,44 +107,10 @@ def plan_table(
         ("number of processes", str(num_processes)),
         ("num epochs", f"{plan.epochs:,}"),
         ("total optimization steps", f"{plan.steps:,}"),
-        ("files that will be written", files_text(plan, output, num_trained)),
+        *on_disk,
         ("previews", previews_text(plan, previews)),
     ]
     return Table("running training", ("", ""), tuple(rows))
-
-
-def files_text(plan: Plan, output: OutputFlags, num_trained: int) -> str:
-    """How many files of weights there will be, how many of them stay, and the disk space of these."""
-    written, kept = file_counts(plan, output)
-    one = file_bytes(output, num_trained)
-    stay = f"; {kept} of them stay" if kept < written else ""
-    return (
-        f"{written}, {gigabytes(one)} each{stay}; {gigabytes(kept * one)} of disk, {gigabytes(free_disk(output))} free"
-    )
-
-
-def file_counts(plan: Plan, output: OutputFlags) -> tuple[int, int]:
-    """How many files of weights are written, and how many of them are there at the end."""
-    by_step = plan.steps // output.save_every_n_steps if output.save_every_n_steps else 0
-    every = epochs_between_saves(output, plan.epochs)
-    by_epoch = (plan.epochs - 1) // every if every else 0
-    kept_by_step, kept_by_epoch = by_step, by_epoch
-    if output.save_every_n_steps and output.save_last_n_steps is not None:
-        kept_by_step = min(by_step, -(-output.save_last_n_steps // output.save_every_n_steps))
-    if output.save_last_n_epochs is not None:
-        kept_by_epoch = min(by_epoch, output.save_last_n_epochs)
-    return by_step + by_epoch + 1, kept_by_step + kept_by_epoch + 1
-
-
-def file_bytes(output: OutputFlags, num_trained: int) -> int:
-    """The size of one file of `num_trained` numbers."""
-    return num_trained * (2 if output.save_precision in ("fp16", "bf16") else 4)
-
-
-def needed_disk(plan: Plan, output: OutputFlags, num_trained: int) -> int:
-    """Bytes that must be free: one file more than stays, as an old one is deleted when the new one is written."""
-    written, kept = file_counts(plan, output)
-    return min(written, kept + 1) * file_bytes(output, num_trained)
 
 
 def previews_text(plan: Plan, previews: Previews) -> str:
@@ -159,14 +121,6 @@ def previews_text(plan: Plan, previews: Previews) -> str:
     elif previews.every_steps:
         times += plan.steps // previews.every_steps
     return f"{times} times {len(previews.requests)} pictures" if times and previews.requests else "none"
-
-
-def free_disk(output: OutputFlags) -> int:
-    """Free bytes where the results go, whether or not the folder is there already."""
-    folder = Path(output.output_dir or ".").absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def bucket_table(data: TrainingSet) -> Table:
