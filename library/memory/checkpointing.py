@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,19 @@ Policy = Callable[[Sequence[Any]], Recompute]
 """Answers the inputs of a block with what to do about it."""
 
 
+@runtime_checkable
+class CompiledForward(Protocol):
+    """A forward that is compiled, whose products can only be kept by the compiler."""
+
+    def __call__(self, *inputs: Any, **settings: Any) -> Any:
+        """The answer of the block."""
+        ...
+
+    def selective(self, *inputs: Any) -> Any:
+        """The same, with everything but products recomputed in backward."""
+        ...
+
+
 class Checkpointed:
     """Stands in the place of the forward of a block, which must take its tensors by position.
 
@@ -57,6 +70,8 @@ class Checkpointed:
         choice = self.policy(inputs) if torch.is_grad_enabled() else Recompute.NOTHING
         if choice is Recompute.NOTHING:
             return inside(*inputs)
+        if choice is Recompute.ELEMENTWISE and isinstance(self.inside, CompiledForward):
+            return self.inside.selective(*inputs)
         if choice is Recompute.ELEMENTWISE:
             return checkpoint(inside, *inputs, use_reentrant=False, context_fn=self._contexts)
         with nullcontext() if self._offload is None else self._offload.of(inputs):
