@@ -5,7 +5,34 @@ from dataclasses import dataclass
 from library.flags.declare import flag
 
 DEEPSPEED = "training with DeepSpeed"
+AUTO = "auto"
 ONE_BUFFER = "gradients of all weights are one buffer already"
+
+
+def count_or_auto(text: str | int | None) -> int | str | None:
+    """A number of blocks, or auto."""
+    if text is None or text == AUTO:
+        return text
+    try:
+        count = int(text)
+    except ValueError:
+        raise ValueError(f"must be a number of blocks or {AUTO}, got {text!r}") from None
+    if count < 0:
+        raise ValueError(f"must be at least 0, got {count}")
+    return count
+
+
+def gigabytes_or_auto(text: str | None) -> str | None:
+    """A number of gigabytes as it was written, or auto."""
+    if text is None or text == AUTO:
+        return text
+    try:
+        size = float(text)
+    except ValueError:
+        raise ValueError(f"must be a number of gigabytes or {AUTO}, got {text!r}") from None
+    if not 0 <= size < float("inf"):
+        raise ValueError(f"must be at least 0, got {text}")
+    return text
 
 
 @dataclass(frozen=True)
@@ -30,8 +57,8 @@ class PrecisionFlags:
     mixed_precision: str = flag("no", "number format of the calculation", choices=("no", "fp16", "bf16"))
     full_fp16: bool = flag(False, "trained weights and gradients in fp16 too; needs mixed_precision fp16")
     full_bf16: bool = flag(False, "trained weights and gradients in bf16 too; needs mixed_precision bf16")
-    fp8_base: bool = flag(False, "frozen weights in float8", unavailable="base weights in float8")
-    fp8_base_unet: bool = flag(False, "frozen denoiser in float8", unavailable="base weights in float8")
+    fp8_base: bool = flag(False, "frozen weights of the denoiser and the text encoders in float8, by a plain cast")
+    fp8_base_unet: bool = flag(False, "the same for the denoiser alone: text encoders stay in 16 bits")
     no_half_vae: bool = flag(False, "run the VAE in float32, against black or broken pictures")
 
 
@@ -48,7 +75,7 @@ class AttentionFlags:
 class MemoryFlags:
     """Memory"""
 
-    torch_compile: bool = flag(False, "compile the model", unavailable="compiled models")
+    torch_compile: bool = flag(False, "compile the blocks of the denoiser, one program for all of a kind")
     dynamo_backend: str = flag(
         "inductor",
         "compiler of torch_compile",
@@ -66,13 +93,37 @@ class MemoryFlags:
             "ipex",
             "tvm",
         ),
-        unavailable="compiled models",
     )
     gradient_checkpointing: bool = flag(False, "compute activations again in the backward pass: slower, less memory")
+    activation_memory: str | None = flag(
+        None,
+        "GB for activations, or auto for what is free: each block keeps all of them, only products, or none, so that "
+        "as little as possible is computed again",
+        parse=gigabytes_or_auto,
+    )
     lowram: bool = flag(False, no_effect="models are always loaded straight to the training device")
     highvram: bool = flag(False, no_effect="memory is never emptied between steps, so there is nothing to switch off")
     cpu_offload_checkpointing: bool = flag(
-        False, "keep checkpointed activations in main memory", unavailable="checkpoints in main memory"
+        False, "with gradient_checkpointing: what a block needs to be computed again waits in main memory"
+    )
+
+
+@dataclass(frozen=True)
+class LargeModelFlags:
+    """Memory of large transformers"""
+
+    blocks_to_swap: int | str | None = flag(
+        None,
+        "transformer blocks whose frozen weights lie in main memory and come to the device when they are needed; auto "
+        "finds out how many after the first step",
+        type=str,
+        parse=count_or_auto,
+    )
+    fp8_scaled: bool = flag(
+        False, "frozen weights of the transformer blocks in float8 with scales: closer than fp8_base"
+    )
+    fp8_matmul: bool = flag(
+        False, "calculate with float8 too: faster on RTX 40, H100 and later GPUs, a little less exact"
     )
 
 

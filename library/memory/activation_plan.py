@@ -1,4 +1,4 @@
-"""Which blocks keep their activations, which only products, and which are recomputed, from the memory there is for them.
+"""Which blocks keep their activations, which only products, which nothing, from the memory that there is.
 
 A block is measured the first time that it is called with inputs of some shapes: on tensors without content, so that it
 costs neither memory nor time of the device. Until every block has been measured, and until the memory is known, all are
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
@@ -91,6 +91,9 @@ def plan_blocks(costs: Sequence[Cost], budget: int, allowed: Sequence[frozenset[
 class ActivationPlan:
     """Measures the blocks of one model as they run, and answers each with what to do.
 
+    `budget` is told what is needed when all blocks are recomputed, and answers with the bytes that may be used, or with
+    None as long as it does not know.
+
     Attributes:
         plans: shapes of the inputs of the first block -> plan.
     """
@@ -98,7 +101,7 @@ class ActivationPlan:
     def __init__(
         self,
         forwards: Sequence[Callable[..., Any]],
-        budget: Callable[[], int | None],
+        budget: Callable[[int], int | None],
         allowed: Sequence[frozenset[Recompute]] | None = None,
     ) -> None:
         self._forwards = list(forwards)
@@ -125,10 +128,11 @@ class ActivationPlan:
         costs = self._costs.get(self._shapes, {})
         if self._shapes in self.plans or len(costs) < len(self._forwards):
             return
-        budget = self._budget()
+        in_order = [costs[index] for index in range(len(costs))]
+        budget = self._budget(_total(in_order, [Recompute.ALL] * len(in_order)))
         if budget is None:
             return
-        plan = plan_blocks([costs[index] for index in range(len(costs))], budget, self._allowed)
+        plan = plan_blocks(in_order, budget, self._allowed)
         self.plans[self._shapes] = plan
         logger.info("activations within %.2f GB: %s", budget / 1e9, plan)
 
@@ -140,6 +144,8 @@ def measured(forward: Callable[..., Any], inputs: Sequence[Any]) -> Cost:
     def fake(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
+        if isinstance(value, FakeTensor):
+            return value.detach().requires_grad_(value.requires_grad)
         made = mode.from_tensor(value.detach())
         return made.requires_grad_(value.requires_grad)
 

@@ -147,6 +147,16 @@ class BlockSwap:
         block.stand_in(_OWN, flat)
         self._owners = [None if owner == index else owner for owner in self._owners]
 
+    def keep_what_fits(self, size: int) -> int:
+        """Keep as many streamed blocks as take no more than `size` bytes, evenly spread; how many that were."""
+        for count in range(len(self.order), 0, -1):
+            chosen = [self.order[i] for i in spread_evenly(len(self.order), count)]
+            if sum(self._blocks[index].size for index in chosen) <= size:
+                for index in chosen:
+                    self.keep(index)
+                return count
+        return 0
+
     def _park(self, index: int) -> None:
         """A block that is away shows the original, to whoever counts or saves it."""
         block = self._blocks[index]
@@ -212,6 +222,12 @@ class BlockSwap:
         block.waited = False
         block.stand_in(slot, flat)
         self.loaded += block.size
+
+
+def streamed_bytes(block: nn.Module) -> int:
+    """What of a block would be streamed."""
+    places = _places([module for module, _ in frozen_layers(block)])
+    return max((place.start + place.size for place in places), default=0)
 
 
 def spread_evenly(total: int, chosen: int) -> list[int]:

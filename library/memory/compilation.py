@@ -33,6 +33,11 @@ def compile_blocks(blocks: Sequence[nn.Module], backend: str) -> None:
         block.forward = BlockForward(block, compiled[kind], selective[kind])
 
 
+def known_backends() -> list[str]:
+    """The compilers that this installation of torch has."""
+    return list(torch._dynamo.list_backends(exclude_tags=()))
+
+
 class BlockForward:
     """Stands in the place of the forward of a block."""
 

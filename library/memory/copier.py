@@ -96,6 +96,17 @@ class PlainCopier:
         """It has passed."""
 
 
+class ElsewhereCopier(PlainCopier):
+    """Main memory is somewhere else and what lies there is not looked at: for estimates of what the device holds."""
+
+    def host(self, size: int) -> Tensor:
+        """Without content."""
+        return torch.empty(size, dtype=torch.uint8, device="meta")
+
+    def copy(self, source: Tensor, target: Tensor, after: Any) -> None:
+        """Nothing."""
+
+
 def make_copier(device: torch.device) -> Copier:
     """The copier for `device`.
 

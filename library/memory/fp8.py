@@ -81,6 +81,8 @@ class Quantizer:
     form: Format
     targets: Sequence[str] = ("",)
     excluded: Sequence[str] = ()
+    place: torch.device | None = None
+    """Where it is calculated, such as a GPU for weights that stay in main memory; where they lie unless given."""
     scales: dict[str, Tensor] = field(default_factory=dict)
     """Layer -> scale."""
 
@@ -94,10 +96,10 @@ class Quantizer:
             return self._found(name, value)
         if not self._takes(name, value):
             return value
-        rounded, scale = quantize(value, self.form)
+        rounded, scale = quantize(value.to(self.place or value.device), self.form)
         if scale is not None:
-            self.scales[name.rpartition(".")[0]] = scale
-        return rounded
+            self.scales[name.rpartition(".")[0]] = scale.to(value.device)
+        return rounded.to(value.device)
 
     def _takes(self, name: str, value: Tensor) -> bool:
         layer, _, leaf = name.rpartition(".")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from library.memory.fp8 import FLOAT8, SCALE_NAME, dequantize
+from library.memory.fp8 import FLOAT8, SCALE_NAME, Quantizer, dequantize
 
 
 class FrozenLayer:
@@ -31,14 +31,17 @@ class FrozenLayer:
         self.fetch: Callable[[], None] | None = None
         self.idle = False
 
-    def read(self, dtype: torch.dtype) -> Tensor:
+    def stored(self) -> tuple[Tensor, Tensor | None]:
+        """The weight and its scale, as they lie on the device now."""
+        if self.fetch is not None and not torch.compiler.is_compiling():
+            self.fetch()
+        return self._parameters["weight"], self._buffers.get(SCALE_NAME)
+
+    def look_up(self, dtype: torch.dtype) -> Tensor:
         """The weight in `dtype` as of now; nobody may keep it beyond the calculation at hand."""
-        if not torch.compiler.is_compiling():
-            if self.idle:
-                return torch.empty(1, dtype=dtype).expand(self._parameters["weight"].shape)
-            if self.fetch is not None:
-                self.fetch()
-        weight, scale = self._parameters["weight"], self._buffers.get(SCALE_NAME)
+        if self.idle and not torch.compiler.is_compiling():
+            return torch.empty(1, dtype=dtype).expand(self._parameters["weight"].shape)
+        weight, scale = self.stored()
         if scale is None and weight.dtype == dtype:
             return weight
         return dequantize(weight, scale, dtype)
@@ -52,11 +55,15 @@ class FrozenLayer:
 class FrozenLinear(FrozenLayer):
     """The forward of a linear layer."""
 
+    def read(self, dtype: torch.dtype) -> Tensor:
+        """The weight, for an adapter that calculates layer and adapter in one."""
+        return self.look_up(dtype)
+
     def __call__(self, input: Tensor) -> Tensor:
         """[..., C] -> [..., O]"""
         dtype = compute_dtype(input)
         if torch.compiler.is_compiling():
-            return F.linear(input.to(dtype), self.read(dtype), self.bias(dtype))
+            return F.linear(input.to(dtype), self.look_up(dtype), self.bias(dtype))
         return _Linear.apply(input, self, dtype)
 
 
@@ -71,32 +78,43 @@ class FrozenConv2d(FrozenLayer):
         """[B, C, H, W] -> [B, O, h, w]"""
         dtype = compute_dtype(input)
         if torch.compiler.is_compiling():
-            return F.conv2d(input.to(dtype), self.read(dtype), self.bias(dtype), *self.geometry)
+            return F.conv2d(input.to(dtype), self.look_up(dtype), self.bias(dtype), *self.geometry)
         return _Conv2d.apply(input, self, dtype)
 
 
 def attach_frozen_layers(
     model: nn.Module,
+    dtype: torch.dtype = torch.bfloat16,
     scales: Mapping[str, Tensor] | None = None,
     wanted: Callable[[nn.Module], bool] | None = None,
-    linear: type[FrozenLinear] = FrozenLinear,
+    linear: Callable[[nn.Linear], FrozenLayer] = FrozenLinear,
 ) -> list[nn.Module]:
     """Give handles to the frozen layers of `model` that `wanted` says, or else to those in float8; these layers.
 
     Call it before a network stands in the layers. `scales` become buffers that are not saved. A layer that has a
     `forward` of its own, or whose weight is trained, is left alone. A float8 weight of any other module, which would
-    calculate with it as it is, becomes bfloat16.
+    calculate with it as it is, becomes `dtype`. `linear` makes the handle of a linear layer in float8.
     """
     for name, scale in (scales or {}).items():
         model.get_submodule(name).register_buffer(SCALE_NAME, scale, persistent=False)
     attached = []
     for module in model.modules():
         if not _is_plain_layer(module):
-            _widen(module)
+            _widen(module, dtype)
         elif module.weight.dtype in FLOAT8 or (wanted is not None and wanted(module)):
-            module.forward = linear(module) if isinstance(module, nn.Linear) else FrozenConv2d(module)  # type: ignore
+            is_linear = isinstance(module, nn.Linear)
+            of_linear = linear if module.weight.dtype in FLOAT8 else FrozenLinear
+            module.forward = of_linear(module) if is_linear else FrozenConv2d(module)  # type: ignore[arg-type]
             attached.append(module)
     return attached
+
+
+def round_weights(model: nn.Module, quantizer: Quantizer) -> None:
+    """Let `quantizer` see the weights of the frozen linear layers and convolutions of a model that is there already."""
+    for name, module in model.named_modules():
+        if _is_plain_layer(module):
+            rounded = quantizer(f"{name}.weight", module.weight.detach())
+            module._parameters["weight"] = nn.Parameter(rounded, requires_grad=False)
 
 
 def frozen_layers(module: nn.Module) -> Iterator[tuple[nn.Module, FrozenLayer]]:
@@ -119,19 +137,19 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: FrozenLinear, dtype: torch.dtype) -> Tensor:
         ctx.layer = layer
-        return F.linear(x.to(dtype), layer.read(dtype), layer.bias(dtype))
+        return F.linear(x.to(dtype), layer.look_up(dtype), layer.bias(dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dy = grads[0]
-        return dy.matmul(ctx.layer.read(dy.dtype)), None, None
+        return dy.matmul(ctx.layer.look_up(dy.dtype)), None, None
 
 
 class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: FrozenConv2d, dtype: torch.dtype) -> Tensor:
         ctx.layer, ctx.like = layer, (x.shape, x.device)
-        return F.conv2d(x.to(dtype), layer.read(dtype), layer.bias(dtype), *layer.geometry)
+        return F.conv2d(x.to(dtype), layer.look_up(dtype), layer.bias(dtype), *layer.geometry)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -139,7 +157,7 @@ class _Conv2d(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.layer.geometry
         # Of the input only the shape is looked at.
         x = torch.empty((1,), dtype=dy.dtype, device=device).expand(shape)
-        weight, mask = ctx.layer.read(dy.dtype), (True, False, False)
+        weight, mask = ctx.layer.look_up(dy.dtype), (True, False, False)
         dx, _, _ = torch.ops.aten.convolution_backward(
             dy, x, weight, None, stride, padding, dilation, False, (0, 0), groups, mask
         )
@@ -156,7 +174,7 @@ def _is_plain_layer(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
-def _widen(module: nn.Module) -> None:
+def _widen(module: nn.Module, dtype: torch.dtype) -> None:
     for name, parameter in module._parameters.items():
         if parameter is not None and parameter.dtype in FLOAT8:
-            module._parameters[name] = nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False)
+            module._parameters[name] = nn.Parameter(parameter.to(dtype), requires_grad=False)

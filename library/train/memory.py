@@ -2,43 +2,210 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import logging
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from library.flags.run import MemoryFlags
+from library.flags.run import AUTO, MemoryFlags, PrecisionFlags
 from library.flags.settings import Settings
-from library.memory.checkpointing import checkpoint_blocks
-from library.models.architecture import Architecture
+from library.memory.activation_plan import ActivationPlan
+from library.memory.block_swap import BUFFERS, BlockSwap, spread_evenly, streamed_bytes
+from library.memory.checkpointing import Checkpointed, Recompute, checkpoint_blocks
+from library.memory.compilation import compile_blocks, known_backends
+from library.memory.copier import Copier, ElsewhereCopier, make_copier
+from library.memory.fp8 import Format, Quantizer, Scaling
+from library.memory.fp8_matmul import Float8Linear, is_available
+from library.memory.frozen_layers import FrozenLinear, attach_frozen_layers, round_weights
+from library.memory.input_offload import InputOffload
+from library.models.architecture import Architecture, SwapGroup
 from library.train.state import Models, Trained
+
+logger = logging.getLogger(__name__)
+
+GIGABYTE = 1e9
+MARGIN = 0.05
+"""Part of the device's memory that automatic choices leave free: buckets differ, and torch keeps gaps."""
+META = torch.device("meta")
 
 
 class MemoryRoom:
-    """The memory flags of a run; asked while its models are read, and once when everything trained stands in them."""
+    """The memory flags of a run; asked while its models are read, and once when everything trained stands in them.
+
+    On the device "meta" nothing is moved or compiled: weights and activations have their sizes, for an estimate.
+
+    Attributes:
+        streams: the blocks that lie in main memory, if any.
+    """
 
     def __init__(self, settings: Settings, arch: Architecture, dtype: torch.dtype, device: torch.device) -> None:
-        self._flags = settings[MemoryFlags]
-        self._arch = arch
+        values = settings.values()
         self.dtype = dtype
+        self.streams: BlockSwap | None = None
+        self.streamed: list[int] = []
+        """Numbers of the blocks that lie in main memory at first."""
+        self._flags = settings[MemoryFlags]
+        self._precision = settings[PrecisionFlags]
+        self._scaled = bool(values.get("fp8_scaled"))
+        self._multiplies = bool(values.get("fp8_matmul"))
+        self._swap: int | str = values.get("blocks_to_swap") or 0
+        self._arch = arch
         self.device = device
+        self._updates = 0
+        self._check()
+
+    def _check(self) -> None:
+        if self._scaled and self._arch.quantized is None:
+            raise ValueError(f"--fp8_scaled is not for {self._arch.name} models: use --fp8_base")
+        backend = self._flags.dynamo_backend
+        if self._flags.torch_compile and backend not in (backends := known_backends()):
+            raise ValueError(f"--dynamo_backend {backend}: this installation of torch has {', '.join(backends)}")
+        if self._multiplies and not is_available(self.device):
+            raise ValueError("--fp8_matmul needs a GPU that calculates in float8: RTX 40 or later, H100 or later")
 
     def load_denoiser(self) -> nn.Module:
         """The denoiser, in the format and place that the settings ask for."""
-        return self._arch.load_denoiser(self.dtype, self.device)
+        quantizer = self._quantizer()
+        place = torch.device("cpu") if self._swap and self.device != META else self.device
+        denoiser = self._arch.load_denoiser(self.dtype, place, quantizer)
+        if quantizer is not None and self.device == META:
+            round_weights(denoiser, quantizer)
+        blocks = self._arch.blocks(denoiser)
+        self.streamed = self._blocks_to_stream(denoiser, blocks)
+        looked_up = {layer for index in self.streamed for layer in blocks[index].modules()}
+        kind = Float8Linear if self._multiplies else FrozenLinear
+        scales = {} if quantizer is None else quantizer.scales
+        attach_frozen_layers(denoiser, self.dtype, scales, lambda layer: layer in looked_up, kind)
+        if self.streamed and self.device != META:
+            self._stream(denoiser, blocks)
+        return denoiser
 
     def load_text_encoders(self) -> list[nn.Module]:
-        """The text encoders, likewise."""
-        return self._arch.load_text_encoders(self.dtype, self.device)
+        """The text encoders; in float8 if --fp8_base says so and not --fp8_base_unet."""
+        encoders = self._arch.load_text_encoders(self.dtype, self.device)
+        if self._precision.fp8_base and not self._precision.fp8_base_unet:
+            for encoder in encoders:
+                round_weights(encoder, Quantizer(Format(Scaling.NONE)))
+                attach_frozen_layers(encoder, self.dtype)
+        return encoders
 
     def attach(self, models: Models, trained: Trained) -> None:
-        """Decide what is kept for backward."""
-        if self._flags.gradient_checkpointing:
-            checkpoint_blocks(self._all_blocks(models, trained))
-
-    def _all_blocks(self, models: Models, trained: Trained) -> Sequence[nn.Module]:
-        """The blocks of the denoiser, and of the encoders if these are trained."""
+        """Compile the blocks, and decide what each keeps for backward."""
         blocks = self._arch.blocks(models.denoiser)
-        for encoder in models.text_encoders if trained.trains_text_encoder else ():
-            blocks = blocks + self._arch.encoder_blocks(encoder)
-        return blocks
+        if self._flags.torch_compile and self.device != META:
+            compile_blocks(blocks, self._flags.dynamo_backend)
+        encoder_blocks = [
+            block
+            for encoder in (models.text_encoders if trained.trains_text_encoder else ())
+            for block in self._arch.encoder_blocks(encoder)
+        ]
+        if self._flags.activation_memory is not None:
+            self._plan(blocks)
+            checkpoint_blocks(encoder_blocks)
+        elif self._flags.gradient_checkpointing:
+            checkpoint_blocks([*blocks, *encoder_blocks], Recompute.ALL, self._offload())
+        elif self._flags.torch_compile and self.streamed:
+            logger.info("swapped blocks are recomputed: a compiled block cannot look its weights up again")
+            checkpoint_blocks([blocks[index] for index in self.streamed])
+
+    @property
+    def plans(self) -> bool:
+        """Whether the second step differs from the first, which only measures."""
+        return self._flags.activation_memory is not None
+
+    def after_update(self) -> None:
+        """Called after each step of the optimizer: from the first one on, all that stays in memory is there."""
+        self._updates += 1
+        if self._updates == 1 and self._swap == AUTO and self.streams is not None:
+            self._keep_what_fits(self.streams)
+
+    def bytes_away(self, denoiser: nn.Module) -> int:
+        """What of the weights of a denoiser without content would not lie on the device, buffers counted as there."""
+        if not self.streamed:
+            return 0
+        blocks = self._arch.blocks(denoiser)
+        sizes = [streamed_bytes(blocks[index]) for index in self.streamed]
+        return max(sum(sizes) - BUFFERS * max(sizes), 0)
+
+    def _quantizer(self) -> Quantizer | None:
+        layers = self._arch.quantized
+        if self._scaled and layers is not None:
+            scaling = Scaling.CHANNEL if self._multiplies else Scaling.BLOCK
+            return Quantizer(Format(scaling), layers.targets, layers.excluded, self._rounding_place())
+        if self._precision.fp8_base or self._precision.fp8_base_unet:
+            return Quantizer(Format(Scaling.NONE), place=self._rounding_place())
+        return None
+
+    def _rounding_place(self) -> torch.device | None:
+        return None if self.device == META else self.device
+
+    def _blocks_to_stream(self, denoiser: nn.Module, blocks: list[nn.Module]) -> list[int]:
+        if not self._swap:
+            return []
+        if self._swap == AUTO:
+            groups = most_swapped(functools.partial(self._arch.swap_groups, denoiser), len(blocks))
+        else:
+            groups = self._arch.swap_groups(denoiser, int(self._swap))
+        places = {id(block): index for index, block in enumerate(blocks)}
+        chosen = [group.blocks[i] for group in groups for i in spread_evenly(len(group.blocks), group.num_swapped)]
+        return sorted(places[id(block)] for block in chosen)
+
+    def _stream(self, denoiser: nn.Module, blocks: list[nn.Module]) -> None:
+        self.streams = BlockSwap(blocks, self.streamed, make_copier(self.device))
+        self.streams.settle(denoiser, self.device)
+        size = sum(self.streams.sizes().values())
+        logger.info(
+            "%d of %d blocks lie in main memory (%.2f GB) and come to the device in turn, into %.2f GB of buffers",
+            *(len(self.streamed), len(blocks), size / GIGABYTE, self.streams.buffer_bytes() / GIGABYTE),
+        )
+
+    def _keep_what_fits(self, streams: BlockSwap) -> None:
+        """--blocks_to_swap auto: what the first step has left free is for weights that stay, or for activations."""
+        if self._flags.activation_memory == AUTO:
+            return
+        kept = streams.keep_what_fits(self._free())
+        logger.info(
+            "--blocks_to_swap auto: %d blocks stay on the device now, %d are still swapped", kept, len(streams.order)
+        )
+
+    def _plan(self, blocks: list[nn.Module]) -> None:
+        streamed = set(self.streamed) if self._flags.torch_compile else set()
+        allowed = [frozenset([Recompute.ALL]) if i in streamed else frozenset(Recompute) for i in range(len(blocks))]
+        plan = ActivationPlan([block.forward for block in blocks], self._budget, allowed)
+        offload = self._offload()
+        for index, block in enumerate(blocks):
+            block.forward = Checkpointed(block, functools.partial(plan.choose, index), offload)
+        self.plan = plan
+
+    def _budget(self, needed: int) -> int | None:
+        """Bytes for activations, of which `needed` are in use at any rate; None as long as it cannot be known."""
+        size = self._flags.activation_memory
+        if size is not None and size != AUTO:
+            return int(float(size) * GIGABYTE)
+        return needed + self._free() if self._updates else None
+
+    def _free(self) -> int:
+        """Bytes of the device that nothing has needed yet; all that is free where there is no GPU."""
+        if self.device.type != "cuda":
+            return 1 << 62
+        free, total = torch.cuda.mem_get_info(self.device)
+        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.max_memory_allocated(self.device)
+        return max(int(free + unused - MARGIN * total), 0)
+
+    def _offload(self) -> InputOffload | None:
+        if not self._flags.cpu_offload_checkpointing:
+            return None
+        copier: Copier = ElsewhereCopier() if self.device == META else make_copier(self.device)
+        return InputOffload(copier)
+
+
+def most_swapped(groups_of: Callable[[int], Sequence[SwapGroup]], blocks: int) -> Sequence[SwapGroup]:
+    """The groups with as many swapped blocks as the model can do without."""
+    for number in range(blocks, 1, -1):
+        try:
+            return groups_of(number)
+        except ValueError:
+            continue
+    return groups_of(1)

@@ -18,6 +18,7 @@ from library.flags.network import NetworkFlags
 from library.flags.optimizer import OptimizerFlags
 from library.flags.run import MemoryFlags, PrecisionFlags
 from library.flags.settings import Settings
+from library.memory.block_swap import BUFFERS
 from library.models.architecture import Architecture
 from library.train.accelerator import COMPUTE_DTYPES
 from library.train.encoders_on_demand import EncodersOnDemand
@@ -90,6 +91,10 @@ def estimate_memory(
         frozen["VAE"] = [models.vae]
     known = {id(parameter) for parameter in parameters}
     needs = [Need(name, weight_bytes(modules, known), "weights of the file") for name, modules in frozen.items()]
+    if room.streamed:
+        away = room.bytes_away(models.denoiser)
+        text = f"{len(room.streamed)} blocks lie in main memory and have {BUFFERS} buffers here"
+        needs[0] = Need("denoiser", needs[0].size - away, text)
     needs += [
         Need("trained weights", of_trained, f"{count:,} numbers"),
         gradients(settings[OptimizerFlags], parameters),
@@ -189,7 +194,7 @@ def activations(
     autocast = None if precision == torch.float32 else precision
     modules = [models.denoiser, *models.text_encoders, *trained.modules()]
     try:
-        return step_peak(modules, step, autocast), "a step without content"
+        return step_peak(modules, step, autocast, 2 if room.plans else 1), "a step without content"
     except Exception as error:  # networks of others and optional kernels may not run without content
         logger.warning("the memory of a step cannot be estimated: %s: %s", type(error).__name__, error)
         return 0, "unknown; a step"

@@ -31,7 +31,7 @@ class LiveBytes(TorchDispatchMode):
             leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)
         }
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and leaf.device.type != "meta":  # that is what lies elsewhere
                 storage = leaf.untyped_storage()
                 if storage._cdata not in given:
                     self._count(storage)
@@ -52,8 +52,12 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
 
 
-def step_peak(modules: Iterable[nn.Module], step: Callable[[], Tensor], autocast: torch.dtype | None) -> int:
+def step_peak(
+    modules: Iterable[nn.Module], step: Callable[[], Tensor], autocast: torch.dtype | None, times: int = 1
+) -> int:
     """Bytes that `step`, which gives a loss, and its backward pass hold at once besides weights and gradients.
+
+    It is taken several `times` where the first one only measures.
 
     `modules` hold the weights on the meta device; they are replaced by tensors that have a device and no content.
     Memory that a kernel takes for itself while it runs does not show.
@@ -62,9 +66,11 @@ def step_peak(modules: Iterable[nn.Module], step: Callable[[], Tensor], autocast
     _give_fake_weights(modules, mode)
     count = LiveBytes()
     with mode, count:
-        with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-            loss = step()
-        loss.backward()
+        for _ in range(times):
+            with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+                loss = step()
+            loss.backward()
+            del loss
     return count.peak
 
 

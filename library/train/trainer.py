@@ -252,6 +252,7 @@ class Trainer(ABC):
             self.watch.add_gradient(norm, is_scaled=self.updates.scales_losses)
         self.trained.before_update()
         self.updates.step()
+        self.room.after_update()
         self.state.step += 1
         self.trained.finish_update()
         self.updates.follow()

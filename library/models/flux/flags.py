@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 from library.flags.declare import flag
 from library.flags.flow import IDLE_WITH_FLOW, FlowFlags, WeightingFlags
+from library.flags.run import LargeModelFlags
 from library.flags.trainers import TRAIN_NETWORK, WITH_TEXT_CACHE
-
-SWAP = "blocks in main memory"
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,7 @@ class FluxTrainingFlags:
         "schnell knows none, and with Chroma it is 0",
         at_least=0.0,
     )
-    blocks_to_swap: int | None = flag(
-        None, "transformer blocks that lie in main memory until their turn", at_least=0, unavailable=SWAP
-    )
-    split_mode: bool = flag(False, "older way to say blocks_to_swap 18", unavailable=SWAP)
+    split_mode: bool = flag(False, "older way to say blocks_to_swap 18")
 
 
 FLUX_TRAIN_NETWORK: tuple[type, ...] = (
@@ -56,6 +52,7 @@ FLUX_TRAIN_NETWORK: tuple[type, ...] = (
     FlowFlags,
     WeightingFlags,
     FluxTrainingFlags,
+    LargeModelFlags,
 )
 
 FLUX_IDLE: Mapping[str, str] = {

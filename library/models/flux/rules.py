@@ -56,6 +56,13 @@ FLUX_RULES = Rules(
             "--model_type=chroma switches --apply_t5_attn_mask on: Chroma was made with it",
         ),
         Consequence(
+            "split mode is block swap",
+            lambda split_mode, blocks_to_swap: split_mode and blocks_to_swap is None,
+            "blocks_to_swap",
+            18,
+            "--split_mode is the older way to say --blocks_to_swap=18",
+        ),
+        Consequence(
             "Chroma has no guidance",
             lambda model_type, guidance_scale: model_type == "chroma" and guidance_scale != 0,
             "guidance_scale",

@@ -22,7 +22,7 @@ def rounded(layer: Any, scaling: Scaling) -> tuple[nn.Module, nn.Module]:
     plain.weight.copy_(dequantize(weight, scale, torch.float32))
     layer.weight = nn.Parameter(weight, requires_grad=False)
     holder = nn.Sequential(layer)
-    attach_frozen_layers(holder, {} if scale is None else {"0": scale})
+    attach_frozen_layers(holder, scales={} if scale is None else {"0": scale})
     return holder[0], plain
 
 

@@ -51,6 +51,6 @@ def linear(weight: Tensor, scale: Tensor, case: dict[str, Any], recipe: ModuleTy
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.bias.copy_(recipe.weight("bias", [weight.shape[0]], case["seed"]))
     model = nn.Sequential(layer)
-    attach_frozen_layers(model, {"0": scale})
+    attach_frozen_layers(model, scales={"0": scale})
     out: Tensor = model(recipe.tensor("x", case["inputs"]["x"]["shape"], case["seed"]))
     return out

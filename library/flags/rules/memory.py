@@ -1,0 +1,67 @@
+"""Which settings of memory do not go together."""
+
+from library.flags.rules.rule import Consequence, Rule, Rules
+
+MEMORY = Rules(
+    mistakes=(
+        Rule(
+            "float8 without mixed precision",
+            lambda fp8_base, fp8_base_unet, mixed_precision: (fp8_base or fp8_base_unet) and mixed_precision == "no",
+            "--fp8_base and --fp8_base_unet are for storing: what is calculated with them is said by "
+            "--mixed_precision=bf16 (fp16 on older GPUs)",
+        ),
+        Rule(
+            "scaled float8 without mixed precision",
+            lambda fp8_scaled, mixed_precision: fp8_scaled and mixed_precision == "no",
+            "--fp8_scaled needs --mixed_precision=bf16 (fp16 on older GPUs)",
+        ),
+        Rule(
+            "calculating with float8 that is not there",
+            lambda fp8_matmul, fp8_scaled, fp8_base, fp8_base_unet: (
+                fp8_matmul and not (fp8_scaled or fp8_base or fp8_base_unet)
+            ),
+            "--fp8_matmul needs weights in float8: add --fp8_scaled (or --fp8_base)",
+        ),
+        Rule(
+            "merging into float8",
+            lambda base_weights, fp8_base, fp8_base_unet: bool(base_weights and (fp8_base or fp8_base_unet)),
+            "--base_weights cannot be added to weights in float8: merge them into the model with a merge script first",
+        ),
+        Rule(
+            "merging into scaled float8",
+            lambda base_weights, fp8_scaled: bool(base_weights and fp8_scaled),
+            "--base_weights cannot be added to --fp8_scaled: merge them into the model with a merge script first",
+        ),
+        Rule(
+            "offloading without recomputation",
+            lambda cpu_offload_checkpointing, gradient_checkpointing, activation_memory: (
+                cpu_offload_checkpointing and not gradient_checkpointing and activation_memory is None
+            ),
+            "--cpu_offload_checkpointing needs --gradient_checkpointing, whose inputs it puts into main memory",
+        ),
+    ),
+    doubts=(
+        Rule(
+            "planned and full recomputation",
+            lambda activation_memory, gradient_checkpointing: activation_memory is not None and gradient_checkpointing,
+            "--activation_memory={activation_memory} decides which blocks are recomputed; "
+            "--gradient_checkpointing alone would recompute all",
+        ),
+    ),
+    consequences=(
+        Consequence(
+            "scales before a plain cast",
+            lambda fp8_scaled, fp8_base: fp8_scaled and fp8_base,
+            "fp8_base",
+            False,
+            "--fp8_base is ignored: --fp8_scaled rounds the transformer, and text encoders stay in 16 bits",
+        ),
+        Consequence(
+            "scales before a plain cast of the denoiser",
+            lambda fp8_scaled, fp8_base_unet: fp8_scaled and fp8_base_unet,
+            "fp8_base_unet",
+            False,
+            "--fp8_base_unet is ignored: --fp8_scaled says how the transformer is rounded",
+        ),
+    ),
+)
