@@ -50,12 +50,12 @@ def test_a_mistake_in_the_settings_imports_nothing_heavy() -> None:
 
 
 def test_every_mistake_stands_in_one_message(tmp_path: Path) -> None:
-    done = run("--netwrk_dim=4", "--fp8_base", "--seed=one", f"--output_dir={tmp_path}")
+    done = run("--netwrk_dim=4", "--deepspeed", "--seed=one", f"--output_dir={tmp_path}")
     lines = done.stderr.splitlines()
     assert done.returncode == 2 and done.stdout == ""
     assert lines[0] == "train_network.py: 6 mistakes in the settings:"
     assert "  --netwrk_dim is not a flag of this script; did you mean --network_dim?" in lines
-    assert "  --fp8_base is not available yet: base weights in float8" in lines
+    assert "  --deepspeed is not available yet: training with DeepSpeed" in lines
     assert "  --seed: invalid int value: 'one'" in lines
     assert len(lines) == 7
 

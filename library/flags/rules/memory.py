@@ -11,26 +11,9 @@ MEMORY = Rules(
             "--mixed_precision=bf16 (fp16 on older GPUs)",
         ),
         Rule(
-            "scaled float8 without mixed precision",
-            lambda fp8_scaled, mixed_precision: fp8_scaled and mixed_precision == "no",
-            "--fp8_scaled needs --mixed_precision=bf16 (fp16 on older GPUs)",
-        ),
-        Rule(
-            "calculating with float8 that is not there",
-            lambda fp8_matmul, fp8_scaled, fp8_base, fp8_base_unet: (
-                fp8_matmul and not (fp8_scaled or fp8_base or fp8_base_unet)
-            ),
-            "--fp8_matmul needs weights in float8: add --fp8_scaled (or --fp8_base)",
-        ),
-        Rule(
             "merging into float8",
             lambda base_weights, fp8_base, fp8_base_unet: bool(base_weights and (fp8_base or fp8_base_unet)),
             "--base_weights cannot be added to weights in float8: merge them into the model with a merge script first",
-        ),
-        Rule(
-            "merging into scaled float8",
-            lambda base_weights, fp8_scaled: bool(base_weights and fp8_scaled),
-            "--base_weights cannot be added to --fp8_scaled: merge them into the model with a merge script first",
         ),
         Rule(
             "offloading without recomputation",
@@ -46,6 +29,28 @@ MEMORY = Rules(
             lambda activation_memory, gradient_checkpointing: activation_memory is not None and gradient_checkpointing,
             "--activation_memory={activation_memory} decides which blocks are recomputed; "
             "--gradient_checkpointing alone would recompute all",
+        ),
+    ),
+)
+
+LARGE_MODELS = Rules(
+    mistakes=(
+        Rule(
+            "scaled float8 without mixed precision",
+            lambda fp8_scaled, mixed_precision: fp8_scaled and mixed_precision == "no",
+            "--fp8_scaled is for storing: add --mixed_precision=bf16 (fp16 on older GPUs)",
+        ),
+        Rule(
+            "calculating with float8 that is not there",
+            lambda fp8_matmul, fp8_scaled, fp8_base, fp8_base_unet: (
+                fp8_matmul and not (fp8_scaled or fp8_base or fp8_base_unet)
+            ),
+            "--fp8_matmul needs weights in float8: add --fp8_scaled (or --fp8_base)",
+        ),
+        Rule(
+            "merging into scaled float8",
+            lambda base_weights, fp8_scaled: bool(base_weights and fp8_scaled),
+            "--base_weights cannot be added to --fp8_scaled: merge them into the model with a merge script first",
         ),
     ),
     consequences=(
@@ -65,3 +70,4 @@ MEMORY = Rules(
         ),
     ),
 )
+"""For the families that take `LargeModelFlags`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from library.flags.rules.memory import LARGE_MODELS
 from library.flags.rules.rule import Consequence, Rule, Rules
 
 
@@ -12,7 +13,7 @@ def trains_t5(network_args: Sequence[str] | None) -> bool:
 
 _TRAINS_T5 = [("train_t5xxl", value) for value in ("True", "true", "1")]
 
-FLUX_RULES = Rules(
+FLUX_RULES = LARGE_MODELS + Rules(
     mistakes=(
         Rule(
             "T5-XXL trained and cached",

@@ -16,6 +16,7 @@ OURS = {
     "cache_dtype",
     "allow_uncaptioned",
     "skip_corrupt",
+    "activation_memory",
     "dry_run",
     "strict",
     "early_stop_patience",

@@ -41,6 +41,9 @@ MISTAKES = {
     "xformers is not installed": "--xformers",
     "nothing to resume from the hub": "--resume_from_huggingface",
     "previews of nothing": "--sample_every_n_epochs=1",
+    "float8 without mixed precision": "--fp8_base",
+    "merging into float8": f"--fp8_base_unet --mixed_precision=bf16 --base_weights {__file__}",
+    "offloading without recomputation": "--cpu_offload_checkpointing",
     "persistent workers without workers": "--persistent_data_loader_workers --max_data_loader_n_workers=0",
 }
 ALLOWED = [
@@ -56,6 +59,10 @@ ALLOWED = [
     "--lr_warmup_steps=10 --lr_scheduler=constant_with_warmup",
     "--lr_warmup_steps=0",
     "--fused_backward_pass --optimizer_type=AdaFactor --mixed_precision=bf16",
+    "--fp8_base --mixed_precision=bf16",
+    "--cpu_offload_checkpointing --gradient_checkpointing",
+    "--cpu_offload_checkpointing --activation_memory=auto",
+    "--activation_memory=3.5 --torch_compile --dynamo_backend=eager",
     "--log_with=tensorboard --logging_dir=logs",
     "--persistent_data_loader_workers",
 ]
@@ -64,6 +71,7 @@ DOUBTS = {
     "zero_terminal_snr without v_parameterization": "--zero_terminal_snr",
     "clip_skip with v2": "--v2 --clip_skip=2",
     "several attentions": "--sdpa --mem_eff_attn",
+    "planned and full recomputation": "--activation_memory=2 --gradient_checkpointing",
     "random strength of no noise offset": "--noise_offset_random_strength",
     "random strength of no input noise": "--ip_noise_gamma_random_strength",
     "last epochs of none": "--save_last_n_epochs=2",

@@ -73,7 +73,16 @@ def test_every_recorded_flag_is_declared_with_the_same_signature(facts: Path) ->
             "default": declared.default,
         }
         assert ours == {key: row.get(key) for key in ours}
-        assert row.get("type") in (kind and kind.__name__, None)
+        if declared.name != "blocks_to_swap":  # which is a number of them, or auto
+            assert row.get("type") in (kind and kind.__name__, None)
+
+
+def test_scales_win_over_a_plain_cast_and_split_mode_is_18_swapped_blocks(read: Read) -> None:
+    settings = read("--fp8_scaled", "--fp8_base", "--split_mode", "--mixed_precision=bf16")
+    values = settings.values()
+    assert (values["fp8_base"], values["blocks_to_swap"]) == (False, 18)
+    assert len(settings.warnings) == 2
+    assert read("--split_mode", "--blocks_to_swap=auto").values()["blocks_to_swap"] == "auto"
 
 
 @pytest.mark.parametrize("name", ["clip_l", "t5xxl", "ae"])
@@ -120,8 +129,16 @@ def test_flux_keeps_its_guidance_and_its_unmasked_text(read: Read) -> None:
             "--network_args train_t5xxl=True trains T5-XXL, whose answers",
         ),
         ("--weighted_captions", "--weighted_captions: T5-XXL has no weights of words; leave it out"),
-        ("--blocks_to_swap=18", "--blocks_to_swap is not available yet: blocks in main memory"),
-        ("--split_mode", "--split_mode is not available yet: blocks in main memory"),
+        ("--blocks_to_swap=some", "--blocks_to_swap: must be a number of blocks or auto, got 'some'"),
+        ("--blocks_to_swap=-1", "--blocks_to_swap: must be at least 0, got -1"),
+        ("--activation_memory=much", "--activation_memory: must be a number of gigabytes or auto, got 'much'"),
+        ("--activation_memory=-2", "--activation_memory: must be at least 0, got -2"),
+        ("--fp8_scaled", "--fp8_scaled is for storing: add --mixed_precision=bf16 (fp16 on older GPUs)"),
+        ("--fp8_matmul", "--fp8_matmul needs weights in float8: add --fp8_scaled (or --fp8_base)"),
+        (
+            f"--fp8_scaled --mixed_precision=bf16 --base_weights {__file__}",
+            "--base_weights cannot be added to --fp8_scaled: merge them into the model with a merge script first",
+        ),
         ("--discrete_flow_shift=0", "--discrete_flow_shift: must be above 0, got 0.0"),
         ("--timestep_sampling=nextdit_shift", "--timestep_sampling: invalid choice: 'nextdit_shift'"),
         ("--t5xxl_max_token_length=0", "--t5xxl_max_token_length: must be at least 1, got 0"),
