@@ -84,10 +84,10 @@ class FrozenConv2d(FrozenLayer):
 
 def attach_frozen_layers(
     model: nn.Module,
-    dtype: torch.dtype = torch.bfloat16,
     scales: Mapping[str, Tensor] | None = None,
     wanted: Callable[[nn.Module], bool] | None = None,
     linear: Callable[[nn.Linear], FrozenLayer] = FrozenLinear,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> list[nn.Module]:
     """Give handles to the frozen layers of `model` that `wanted` says, or else to those in float8; these layers.
 
@@ -104,7 +104,8 @@ def attach_frozen_layers(
         elif module.weight.dtype in FLOAT8 or (wanted is not None and wanted(module)):
             is_linear = isinstance(module, nn.Linear)
             of_linear = linear if module.weight.dtype in FLOAT8 else FrozenLinear
-            module.forward = of_linear(module) if is_linear else FrozenConv2d(module)  # type: ignore[arg-type]
+            handle: Any = of_linear(module) if is_linear else FrozenConv2d(module)  # type: ignore[arg-type]
+            module.forward = handle
             attached.append(module)
     return attached
 

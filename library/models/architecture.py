@@ -123,6 +123,8 @@ class Architecture(ABC):
     process: Process
     quantized: ClassVar[QuantizedLayers | None] = None
     """None where float8 with scales is not worth it: U-Nets are mostly convolutions."""
+    quantized_in_encoders: ClassVar[QuantizedLayers] = QuantizedLayers(("",))
+    """What --fp8_base rounds in text encoders that stay for the training."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

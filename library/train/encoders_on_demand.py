@@ -24,7 +24,7 @@ class EncodersOnDemand:
         """All of them, in the order of the family."""
         if self._encoders is None:
             with marked(ExitCode.FAILED):
-                self._encoders = self.room.load_text_encoders()
+                self._encoders = self.room.load_text_encoders(for_cache=True)
         return self._encoders
 
     @torch.no_grad()

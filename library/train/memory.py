@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from library.flags.run import AUTO, MemoryFlags, PrecisionFlags
+from library.flags.run import AUTO, LargeModelFlags, MemoryFlags, PrecisionFlags
 from library.flags.settings import Settings
 from library.memory.activation_plan import ActivationPlan
 from library.memory.block_swap import BUFFERS, BlockSwap, spread_evenly, streamed_bytes
@@ -41,18 +41,18 @@ class MemoryRoom:
     """
 
     def __init__(self, settings: Settings, arch: Architecture, dtype: torch.dtype, device: torch.device) -> None:
-        values = settings.values()
+        large = settings.get(LargeModelFlags)
         self.dtype = dtype
+        self.device = device
         self.streams: BlockSwap | None = None
         self.streamed: list[int] = []
         """Numbers of the blocks that lie in main memory at first."""
         self._flags = settings[MemoryFlags]
         self._precision = settings[PrecisionFlags]
-        self._scaled = bool(values.get("fp8_scaled"))
-        self._multiplies = bool(values.get("fp8_matmul"))
-        self._swap: int | str = values.get("blocks_to_swap") or 0
+        self._scaled = large.fp8_scaled
+        self._multiplies = large.fp8_matmul
+        self._swap = large.blocks_to_swap or 0
         self._arch = arch
-        self.device = device
         self._updates = 0
         self._check()
 
@@ -77,18 +77,22 @@ class MemoryRoom:
         looked_up = {layer for index in self.streamed for layer in blocks[index].modules()}
         kind = Float8Linear if self._multiplies else FrozenLinear
         scales = {} if quantizer is None else quantizer.scales
-        attach_frozen_layers(denoiser, self.dtype, scales, lambda layer: layer in looked_up, kind)
+        attach_frozen_layers(denoiser, scales, lambda layer: layer in looked_up, kind, self.dtype)
         if self.streamed and self.device != META:
             self._stream(denoiser, blocks)
         return denoiser
 
-    def load_text_encoders(self) -> list[nn.Module]:
-        """The text encoders; in float8 if --fp8_base says so and not --fp8_base_unet."""
+    def load_text_encoders(self, for_cache: bool = False) -> list[nn.Module]:
+        """The text encoders; in float8 if --fp8_base says so and not --fp8_base_unet.
+
+        Those that fill a cache and go are not rounded: a cache is worth the exact answers.
+        """
         encoders = self._arch.load_text_encoders(self.dtype, self.device)
-        if self._precision.fp8_base and not self._precision.fp8_base_unet:
+        if self._precision.fp8_base and not self._precision.fp8_base_unet and not for_cache:
+            layers = self._arch.quantized_in_encoders
             for encoder in encoders:
-                round_weights(encoder, Quantizer(Format(Scaling.NONE)))
-                attach_frozen_layers(encoder, self.dtype)
+                round_weights(encoder, Quantizer(Format(Scaling.NONE), layers.targets, layers.excluded))
+                attach_frozen_layers(encoder, dtype=self.dtype)
         return encoders
 
     def attach(self, models: Models, trained: Trained) -> None:

@@ -63,6 +63,8 @@ class Flux(Architecture):
     encoder_prefixes: ClassVar[tuple[str, ...]] = ("lora_te1", "lora_te3")
     trained_beside_cache: ClassVar[frozenset[int]] = frozenset({0})  # CLIP-L, which is small
     latents = autoencoder.latent_format("_flux.npz")
+    # T5's feed-forward brings its numbers to the format of its last weight, float8 included.
+    quantized_in_encoders = QuantizedLayers(("",), ("DenseReluDense.wo",))
     quantized: ClassVar[QuantizedLayers | None] = QuantizedLayers(("double_blocks", "single_blocks"), ("norm",))
 
     def __init__(self, settings: Settings) -> None:

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from demo_folder import DemoFolder
+from library.flags.run import LargeModelFlags
+from library.flags.settings import Settings
 from library.train.memory import MemoryRoom
 from tests.clients.training import SmallTrainer, small_settings, train
 
@@ -103,15 +105,6 @@ def test_a_dry_run_knows_what_float8_and_a_budget_for_activations_take(
 
 
 def test_scales_are_refused_for_a_family_without_transformer_blocks(small_sd: DemoFolder, tmp_path: Path) -> None:
-    trainer = SmallTrainer(small_settings(small_sd, tmp_path))
-    trainer.start()
-
-    class Scaled:
-        def __getitem__(self, group: type) -> object:
-            return trainer.settings[group]
-
-        def values(self) -> dict[str, object]:
-            return {"fp8_scaled": True}
-
+    arch = SmallTrainer.architecture(small_settings(small_sd, tmp_path))
     with pytest.raises(ValueError, match="--fp8_scaled is not for sd models: use --fp8_base"):
-        MemoryRoom(Scaled(), trainer.arch, torch.bfloat16, torch.device("cpu"))  # type: ignore[arg-type]
+        MemoryRoom(Settings.of(LargeModelFlags(fp8_scaled=True)), arch, torch.bfloat16, torch.device("cpu"))
