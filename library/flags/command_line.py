@@ -7,7 +7,9 @@ from dataclasses import Field, dataclass, field
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from library.flags.declare import add_flags, declared_flags, is_switch, takes_many, without_effect
+from library.flags.declare import add_flags, is_switch, script_flags, takes_many
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass
@@ -29,11 +31,13 @@ class CommandLine:
         groups: Sequence[type],
         description: str,
         defaults: Mapping[str, Any],
-        idle: Mapping[str, str] = MappingProxyType({}),
+        idle: Mapping[str, str] = NOTHING,
+        absent: Mapping[str, str] = NOTHING,
+        choices: Mapping[str, tuple[Any, ...]] = NOTHING,
     ) -> None:
-        self.flags: dict[str, Field[Any]] = declared_flags(groups)
+        self.flags: dict[str, Field[Any]] = script_flags(groups, idle, absent, choices)
         self.idle = idle.keys()
-        self.flags |= {name: without_effect(self.flags[name], why) for name, why in idle.items()}
+        self.absent = absent
         self.parser = _Parser(
             description=description, usage="%(prog)s [--flag value ...]", argument_default=argparse.SUPPRESS
         )
@@ -70,6 +74,8 @@ class CommandLine:
 
     def unknown(self, name: str, shown: str) -> str:
         """The message for a name that is no flag, with the nearest one that is."""
+        if name.partition("=")[0] in self.absent:
+            return f"{shown} is not a flag of this script: {self.absent[name]}"
         near = difflib.get_close_matches(name, self.flags, n=1)
         hint = f"; did you mean {'--' if shown.startswith('--') else ''}{near[0]}?" if near else ""
         return f"{shown} is not a flag of this script{hint or '; --help lists them all'}"

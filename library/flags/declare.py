@@ -68,6 +68,32 @@ def without_effect(declared: Field[Any], why: str) -> Field[Any]:
     return idle
 
 
+def with_choices(declared: Field[Any], choices: tuple[Any, ...]) -> Field[Any]:
+    """The same flag in a script where other values may stand behind it."""
+    changed = copy.copy(declared)
+    changed.metadata = MappingProxyType({**declared.metadata, "choices": choices})
+    return changed
+
+
+def with_default(declared: Field[Any], default: Any) -> Field[Any]:
+    """The same flag in a script that has another default."""
+    changed = copy.copy(declared)
+    changed.default = default
+    return changed
+
+
+def script_flags(
+    groups: Iterable[type],
+    idle: Mapping[str, str],
+    absent: Mapping[str, str],
+    choices: Mapping[str, tuple[Any, ...]],
+) -> dict[str, Field[Any]]:
+    """The flags of `groups` as one script has them: some `absent`, some `idle`, some with other `choices`."""
+    flags = {name: declared for name, declared in declared_flags(groups).items() if name not in absent}
+    flags |= {name: without_effect(flags[name], why) for name, why in idle.items()}
+    return flags | {name: with_choices(flags[name], values) for name, values in choices.items()}
+
+
 def title(group: type) -> str:
     """The heading of a group of flags: the first line of its docstring."""
     return (group.__doc__ or group.__name__).splitlines()[0].rstrip(".")
@@ -109,7 +135,7 @@ def add_flags(
     The parser is not told any default, so that what it answers is what the user said.
     """
     section = parser.add_argument_group(title(group))
-    for declared in (flags[own.name] for own in fields(group)):
+    for declared in (flags[own.name] for own in fields(group) if own.name in flags):
         assert declared.default is not MISSING, f"{group.__name__}.{declared.name} has no default"
         text = meaning(declared, defaults.get(declared.name, declared.default)).replace("%", "%%")
         if is_switch(declared):

@@ -50,6 +50,10 @@ class Settings:
             return group()
         return cast(Group, self.groups[group])
 
+    def takes(self, group: type) -> bool:
+        """Whether the script has the flags of `group`."""
+        return group in self.groups or self.fills_in
+
     def get(self, group: type[Group]) -> Group:
         """The group, at its defaults in a script that does not take it."""
         return cast(Group, self.groups[group]) if group in self.groups else group()
@@ -70,15 +74,19 @@ def read_settings(
     argv: Sequence[str] | None = None,
     idle: Mapping[str, str] | None = None,
     rules: Rules | None = None,
+    absent: Mapping[str, str] | None = None,
+    choices: Mapping[str, tuple[Any, ...]] | None = None,
 ) -> Settings:
     """The settings that the command line and its `--config_file` give; `defaults` are this script's own.
 
     `idle` names flags that this script takes and does not read, and says why: they stay at their defaults.
+    `absent` names flags of `groups` that this script does not take, and says what to do instead. `choices` are the
+    values of flags that have others here.
     `rules` are about flags of this script alone; they come after those of every run.
     Ends the program with code 0 after `--help` and `--output_config`, with 1 when `--output_config` would
     overwrite a file, and with 2 and one message about all mistakes when there are any.
     """
-    command_line = CommandLine(groups, description, defaults or {}, idle or {})
+    command_line = CommandLine(groups, description, defaults or {}, idle or {}, absent or {}, choices or {})
     try:
         reading = _read(command_line, argv)
         if reading.values.get("output_config") and not reading.errors:
@@ -138,7 +146,7 @@ def _settings(
     if mistakes:
         raise SettingsError(mistakes)
     warnings += followed + broken(rules.doubts, values, failed)
-    built = {group: group(**{f.name: values[f.name] for f in fields(group)}) for group in groups}
+    built = {group: group(**{f.name: values[f.name] for f in fields(group) if f.name in values}) for group in groups}
     return Settings(MappingProxyType(built), frozenset(reading.values), tuple(warnings))
 
 

@@ -80,6 +80,11 @@ def weight_dtype(flags: PrecisionFlags) -> torch.dtype:
     return COMPUTE_DTYPES[flags.mixed_precision]
 
 
+def trained_dtype(flags: PrecisionFlags) -> torch.dtype:
+    """What is trained is held in this: float32, in which small steps are not lost, unless --full_* says otherwise."""
+    return weight_dtype(flags) if flags.full_fp16 or flags.full_bf16 else torch.float32
+
+
 def save_dtype(save_precision: str | None) -> torch.dtype | None:
     """What weights are written in; None keeps that of training."""
     return None if save_precision is None else SAVE_DTYPES[save_precision]

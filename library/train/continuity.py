@@ -12,6 +12,7 @@ from typing import Any
 
 from library.data.dataset import ImageSet, TrainingSet
 from library.files.hub import download_folder
+from library.flags.dreambooth import DreamBoothFlags
 from library.flags.model import ModelFlags
 from library.flags.network import NetworkFlags
 from library.flags.objective import LossFlags, NoiseFlags
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 MATTERS: tuple[type, ...] = (
     ModelFlags,
     NetworkFlags,
+    DreamBoothFlags,
     OptimizerFlags,
     SchedulerFlags,
     StepFlags,
@@ -41,7 +43,7 @@ MATTERS: tuple[type, ...] = (
 DOES_NOT_MATTER = frozenset(
     [
         *("tokenizer_cache_dir", "network_weights", "dim_from_weights", "skip_until_initial_step"),
-        *("initial_epoch", "initial_step", "seed"),
+        *("initial_epoch", "initial_step", "seed", "use_safetensors"),
     ]
 )
 """Flags of those groups that a resumed run does not read, or that are compared by their effect."""
@@ -97,6 +99,7 @@ def run_facts(settings: Settings, data: TrainingSet, num_processes: int, seed: i
     flags = {
         f.name: _plain(getattr(settings[group], f.name))
         for group in MATTERS
+        if settings.takes(group)
         for f in fields(group)
         if f.name not in DOES_NOT_MATTER
     }

@@ -60,11 +60,17 @@ class DiskEstimate:
         ]
 
 
-def estimate_disk(settings: Settings, plan: Plan, groups: ParameterGroups, *, validates: bool) -> DiskEstimate:
-    """What a run that trains `groups` leaves; one that `validates` keeps its best file too."""
+def estimate_disk(
+    settings: Settings, plan: Plan, groups: ParameterGroups, *, validates: bool, file_size: int | None = None
+) -> DiskEstimate:
+    """What a run that trains `groups` leaves; one that `validates` keeps its best file too.
+
+    `file_size` is that of files which hold more than what is trained, in bytes.
+    """
     output, averages = settings[OutputFlags], settings[EmaFlags].ema_decay is not None
+    size = file_bytes(output, groups) if file_size is None else file_size
     return DiskEstimate(
-        files=kept_files(output, plan, file_bytes(output, groups), averages=averages, validates=validates),
+        files=kept_files(output, plan, size, averages=averages, validates=validates),
         states=kept_states(output, plan, state_bytes(settings, groups)),
     )
 

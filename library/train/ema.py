@@ -35,12 +35,11 @@ class MovingWeights:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """While the context lasts the weights are their averages."""
-        kept = [value.detach().clone() for value in self.values]
-        self._put(self.averages)
+        self._exchange()
         try:
             yield
         finally:
-            self._put(kept)
+            self._exchange()
 
     def state(self) -> dict[str, Tensor]:
         """What a saved state keeps: the buffers by number, and how many updates they have seen."""
@@ -73,6 +72,9 @@ class MovingWeights:
             average.copy_(value.detach())
 
     @torch.no_grad()
-    def _put(self, tensors: Sequence[Tensor]) -> None:
-        for value, tensor in zip(self.values, tensors, strict=True):
-            value.copy_(tensor)
+    def _exchange(self) -> None:
+        """Weights and averages change places, one buffer at a time, so that no more than one is there twice."""
+        for value, average in zip(self.values, self.averages, strict=True):
+            kept = value.detach().clone()
+            value.copy_(average)
+            average.copy_(kept)

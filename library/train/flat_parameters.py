@@ -6,12 +6,16 @@ costs more than the arithmetic. Here every parameter and every gradient is a vie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+LARGEST = 1 << 26
+"""Numbers of one buffer, unless a single parameter has more. While parameters move in, one buffer of them is there
+twice; those of a whole U-Net in one would be there twice all at once."""
 
 # Parameters begin at multiples of this many numbers, since matrix kernels are faster on aligned memory. The gaps hold
 # zeros with zero gradients, which every optimizer leaves alone.
@@ -41,6 +45,8 @@ class _Buffer:
 class FlatParameters:
     """Moves the parameters of optimizer groups, and their gradients, into one buffer per device and dtype.
 
+    Large models get several, of 2 ** 26 numbers each.
+
     The parameters stay the tensors they were, with the values they had; only their memory changes. Build it when they
     have their final device and dtype. Gradients are never None afterwards: a parameter that backward does not reach
     has a gradient of zeros, so that weight decay acts on it.
@@ -56,23 +62,33 @@ class FlatParameters:
                 members.setdefault((parameter.device, parameter.dtype), []).append((number, parameter))
         distinct = {id(parameter) for entries in members.values() for _, parameter in entries}
         assert len(distinct) == sum(map(len, members.values())), "a parameter is in two optimizer groups"
-        self._buffers = [_build(entries, *kind) for kind, entries in members.items()]
+        self._buffers = [_build(part, *kind) for kind, entries in members.items() for part in _parts(entries)]
         self._flat: list[list[nn.Parameter]] | None = None
+        self._retired: set[int] = set()
 
     @property
     def values(self) -> list[Tensor]:
-        """All parameters, one flat tensor per device and dtype."""
+        """All parameters, in as few flat tensors as there are buffers."""
         return [buffer.values for buffer in self._buffers]
 
     @property
     def gradients(self) -> list[Tensor]:
-        """All gradients, one flat tensor per device and dtype."""
+        """All gradients, likewise."""
         return [buffer.grads for buffer in self._buffers]
 
     def zero_grad(self) -> None:
         """Clear every gradient; they stay allocated."""
         for grads in self.gradients:
             grads.zero_()
+
+    def retire(self, group: int) -> None:
+        """The parameters of a group stay as they are from now on: optimizers pass over what has no gradient."""
+        for parameter in self._groups[group]["params"]:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for flat in self._flat[group] if self._flat is not None else ():
+            flat.grad = None
+        self._retired.add(group)
 
     def clip_(self, max_norm: float) -> Tensor:
         """Scale all gradients so that their joint norm is at most `max_norm`; returns the norm before, on the device.
@@ -110,7 +126,7 @@ class FlatParameters:
         """The groups for the optimizer.
 
         With `elementwise`, for optimizers that treat every number alike (AdamW, Lion, SGD), each group is one flat
-        parameter per device and dtype. Otherwise, for those that look at a tensor's shape or in blocks of its own
+        parameter per buffer. Otherwise, for those that look at a tensor's shape or in blocks of its own
         (Adafactor, 8-bit states), they are the parameters themselves.
         """
         if not elementwise:
@@ -128,9 +144,11 @@ class FlatParameters:
         """Assert that every parameter and every gradient still is a view into the buffers."""
         for buffer in self._buffers:
             for piece in buffer.pieces:
+                if piece.group in self._retired:
+                    continue
                 self._check_view(piece.parameter, buffer, piece.start, f"of shape {list(piece.parameter.shape)}")
         for number, flats in enumerate(self._flat or []):
-            for flat in flats:
+            for flat in flats if number not in self._retired else ():
                 assert flat.grad is not None, f"the gradient of group {number} was set to None; use zero_grad() here"
 
     @staticmethod
@@ -143,6 +161,20 @@ class FlatParameters:
         assert grad is not None and grad.data_ptr() == buffer.grads.data_ptr() + offset, (
             f"the gradient of a parameter {name} was replaced; clear gradients with FlatParameters.zero_grad()"
         )
+
+
+def _parts(entries: Sequence[tuple[int, nn.Parameter]]) -> Iterator[list[tuple[int, nn.Parameter]]]:
+    """`entries` in their order, as many at a time as fit into one buffer."""
+    part: list[tuple[int, nn.Parameter]] = []
+    size = 0
+    for group, parameter in entries:
+        if part and size + parameter.numel() > LARGEST:
+            yield part
+            part, size = [], 0
+        part.append((group, parameter))
+        size += parameter.numel()
+    if part:
+        yield part
 
 
 @torch.no_grad()

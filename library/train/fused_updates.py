@@ -35,7 +35,8 @@ class FusedUpdates(Updates):
         for parameter in groups_of:
             from_first_rank(parameter.data)
             parameter.register_post_accumulate_grad_hook(self._take)
-        super().__init__(settings, accelerator, plan, groups.groups, [parameter.data for parameter in groups_of])
+        weights = [parameter.data for parameter in groups_of]
+        super().__init__(settings, accelerator, plan, groups.groups, weights, groups.ends)
         self._inner: Optimizer = self.optimizer.optimizer
 
     def backward(self, loss: Tensor) -> None:
@@ -56,6 +57,14 @@ class FusedUpdates(Updates):
     def step(self) -> None:
         """One step of the schedule: the weights have moved already."""
         self.schedule.step()
+
+    def retire(self, group: int) -> None:
+        """Its tensors are not waited for any more."""
+        for parameter in self._order:
+            if self._group_of[parameter] == group:
+                parameter.requires_grad_(False)
+        self._order = [parameter for parameter in self._order if self._group_of[parameter] != group]
+        self._waiting = dict.fromkeys(self._order)
 
     def _take(self, parameter: Tensor) -> None:
         """A gradient is complete: update its weight now, or with several ranks when it is its turn."""

@@ -14,6 +14,7 @@ from library.data.dataset import TrainingSet
 from library.data.items import Batch
 from library.diffusion.process import Draws
 from library.flags.dataset import CacheFlags, DatasetFlags, TextCacheFlags
+from library.flags.dreambooth import DreamBoothFlags
 from library.flags.network import NetworkFlags
 from library.flags.optimizer import OptimizerFlags
 from library.flags.run import MemoryFlags, PrecisionFlags
@@ -213,10 +214,15 @@ def cures(settings: Settings) -> list[str]:
     precision, memory, optimizer = settings[PrecisionFlags], settings[MemoryFlags], settings[OptimizerFlags]
     name = (optimizer.optimizer_type or "AdamW").lower()
     cache, dataset = settings[CacheFlags], settings[DatasetFlags]
+    network, whole = settings.takes(NetworkFlags), settings.takes(DreamBoothFlags)
+    last = settings.get(DreamBoothFlags).stop_text_encoder_training
     options = [
         (cache.cache_latents and cache.vae_batch_size > 1, "--vae_batch_size=1: while the caches are filled"),
         (not cache.cache_latents, "--cache_latents: the VAE leaves the device before training"),
-        (precision.mixed_precision == "no", "--mixed_precision=bf16 (fp16 on older GPUs): half the weights"),
+        (
+            precision.mixed_precision == "no",
+            "--mixed_precision=bf16 (fp16 on older GPUs): half of what a step holds, and of frozen weights",
+        ),
         (not _has_fast_attention(settings), "--sdpa: attention that keeps no table of all pairs"),
         (not memory.gradient_checkpointing, "--gradient_checkpointing: about a third slower, much less for a step"),
         (
@@ -229,10 +235,19 @@ def cures(settings: Settings) -> list[str]:
             "a smaller train_batch_size, with --gradient_accumulation_steps to make up for it",
         ),
         (
-            not settings[NetworkFlags].network_train_unet_only,
+            network and not settings.get(NetworkFlags).network_train_unet_only,
             "--network_train_unet_only: nothing is kept for the text encoder's gradient",
         ),
-        (True, "a smaller --network_dim, then a lower resolution"),
+        (
+            whole and (last is None or last > 0),
+            "--stop_text_encoder_training=-1: no gradient and no optimizer's state for the text encoder",
+        ),
+        (
+            whole and not (precision.full_bf16 or precision.full_fp16),
+            "--full_bf16: half the weights and gradients; small steps are rounded away",
+        ),
+        (network, "a smaller --network_dim, then a lower resolution"),
+        (not network, "a lower resolution"),
     ]
     return [text for applies, text in options if applies]
 

@@ -167,7 +167,7 @@ def file_metadata(
     --no_metadata only `MINIMUM` and modelspec.* stay.
     """
     now = time or datetime.now()
-    spec = model_spec(settings, arch, resolution, now)
+    spec = model_spec(settings, arch.model_spec(), resolution, now)
     if settings[OutputFlags].no_metadata:
         return minimum_metadata(metadata) | spec
     return at_save(metadata, step, epoch, hashes, now.timestamp()) | spec
@@ -201,19 +201,27 @@ def start_hashing(flags: ModelFlags) -> dict[str, BackgroundHash]:
 
 
 def model_spec(
-    settings: Settings, arch: Architecture, resolution: tuple[int, int] | None, now: datetime
+    settings: Settings,
+    arch_spec: Mapping[str, str],
+    resolution: tuple[int, int] | None,
+    now: datetime,
+    adapter: str | None = "lora",
 ) -> dict[str, str]:
-    """The modelspec.* entries of a network; `resolution` is what its data was trained at."""
+    """The modelspec.* entries of a network, or of a whole model if `adapter` is None.
+
+    `arch_spec` is `Architecture.model_spec()`; `resolution` is what the data was trained at.
+    """
     described = settings[MetadataFlags]
     noise = settings[NoiseFlags]
     return build_model_spec(
-        arch.model_spec(),
+        arch_spec,
         {entry.name.removeprefix("metadata_"): getattr(described, entry.name) for entry in fields(described)},
         title=settings[OutputFlags].output_name,
         resolution=resolution or settings[DatasetFlags].resolution,
         timestep_range=(noise.min_timestep, noise.max_timestep),
         clip_skip=settings[ModelFlags].clip_skip,
         time=now,
+        adapter=adapter,
         commit=commit_hash(),
     )
 

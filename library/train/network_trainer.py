@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import torch
 from torch import nn
 
 from library.data.items import Batch
+from library.data.summary import dataset_metadata
 from library.flags.network import NetworkFlags
 from library.flags.optimizer import OptimizerFlags
 from library.flags.output import OutputFlags
 from library.flags.run import MemoryFlags, PrecisionFlags
-from library.train.accelerator import save_dtype
+from library.train.accelerator import save_dtype, trained_dtype
 from library.train.key_check import check_keys, check_network_file
-from library.train.metadata import dataset_resolution, file_metadata
+from library.train.metadata import dataset_resolution, file_metadata, training_metadata
 from library.train.saving import Saver, Writer, snapshot
 from library.train.state import ParameterGroups
 from library.train.trainer import Trainer
@@ -134,9 +136,7 @@ class NetworkTrainer(Trainer):
             )
         if flags.scale_weight_norms is not None and not hasattr(network, "apply_max_norm_regularization"):
             raise ValueError(f"--scale_weight_norms is not supported by {flags.network_module}")
-        precision = self.settings[PrecisionFlags]
-        half = precision.full_fp16 or precision.full_bf16
-        network.to(self.device, self.dtype if half else torch.float32)
+        network.to(self.device, trained_dtype(self.settings[PrecisionFlags]))
         network.prepare_grad_etc(encoders, models.denoiser)
         if self.settings[MemoryFlags].gradient_checkpointing:
             network.enable_gradient_checkpointing()
@@ -232,6 +232,11 @@ class NetworkTrainer(Trainer):
                 "see --learning_rate, --unet_lr, --text_encoder_lr"
             )
         return ParameterGroups(groups, list(names) if names else [f"group{i}" for i in range(len(groups))])
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """The ss_* entries that are the same for all files of the run."""
+        return training_metadata(self.settings, self.arch, dataset_metadata(self.data), self.known)
 
     def write_checkpoint(self, step: int, epoch: int) -> Writer:
         """The network's file as of now, with what its metadata says about this moment."""

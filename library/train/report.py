@@ -48,6 +48,7 @@ def announce(
     groups: ParameterGroups,
     previews: Previews,
     *,
+    file_size: int | None = None,
     num_processes: int,
     seed: int,
     warnings: Sequence[str] = (),
@@ -55,10 +56,12 @@ def announce(
 ) -> PageFacts:
     """Log the settings in force, what is trained, some captions and the plan; the page gets the same tables.
 
+    `file_size` is that of files which hold more than what is trained, in bytes.
+
     A disk that is too full for the files to come is a warning.
     """
     output = settings[OutputFlags]
-    disk = estimate_disk(settings, plan, groups, validates=data.validation is not None)
+    disk = estimate_disk(settings, plan, groups, validates=data.validation is not None, file_size=file_size)
     trained = group_table(groups, settings[OptimizerFlags])
     captions = caption_table(data, arch, plan.steps, seed)
     steps = plan_table(plan, data, num_processes, previews, disk.rows(output))

@@ -105,7 +105,7 @@ class Saver:
 
     def path(self, stem: str) -> Path:
         """Where the checkpoint called `stem` lies."""
-        return self.directory / f"{stem}.{self.flags.save_model_as or 'safetensors'}"
+        return self.directory / f"{stem}{ending(self.flags)}"
 
     def check(self) -> None:
         """Raise what went wrong in the thread, without waiting for it."""
@@ -204,6 +204,12 @@ def epoch_name(flags: OutputFlags, epoch: int) -> str:
 def last_name(flags: OutputFlags) -> str:
     """The name, without extension, of the result."""
     return flags.output_name or "last"
+
+
+def ending(flags: OutputFlags) -> str:
+    """How the name of a checkpoint ends; a folder of diffusers has no ending."""
+    kind = flags.save_model_as or "safetensors"
+    return "" if kind.startswith("diffusers") else f".{kind}"
 
 
 def snapshot(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

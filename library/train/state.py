@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -57,7 +58,10 @@ class TrainState:
 class Trained(Protocol):
     """What a run changes, as the step and the trainer see it."""
 
-    trains_text_encoder: bool
+    @property
+    def trains_text_encoder(self) -> bool:
+        """Whether gradients reach the text encoders."""
+        ...
 
     def off(self) -> AbstractContextManager[None]:
         """While the context lasts the base model answers."""
@@ -134,3 +138,5 @@ class ParameterGroups:
 
     groups: list[dict] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    ends: Mapping[int, int] = field(default_factory=dict)
+    """Number of a group -> the optimizer step after which it stays as it is."""

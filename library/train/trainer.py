@@ -15,7 +15,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from library.data.debug import described_batches
 from library.data.items import Batch
-from library.data.summary import dataset_metadata
 from library.diffusion.process import Draws
 from library.flags.console import set_up_logging
 from library.flags.dataset import DatasetFlags
@@ -25,7 +24,7 @@ from library.flags.output import LoggingFlags, OutputFlags
 from library.flags.run import PrecisionFlags, StepFlags, StrictFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
-from library.train.accelerator import agreed_seed, make_accelerator, start_trackers, weight_dtype
+from library.train.accelerator import agreed_seed, make_accelerator, start_trackers, trained_dtype, weight_dtype
 from library.train.continuity import first_position, go_on, past_of, run_facts
 from library.train.dry_run import META, check_output_folder, models_without_weights, report_memory
 from library.train.ending import ending_of, exit_code_of
@@ -36,7 +35,7 @@ from library.train.images import images_of_run, loader_of_run
 from library.train.interruption import Request, Requests
 from library.train.keeping import Keeping
 from library.train.memory import MemoryRoom
-from library.train.metadata import RunFacts, start_hashing, training_metadata
+from library.train.metadata import RunFacts, start_hashing
 from library.train.optimizer import evaluating
 from library.train.preview import Previews
 from library.train.progress import Progress
@@ -57,6 +56,10 @@ class Trainer(ABC):
     """One training run. Subclasses say what is trained and how it is written; the rest is the same for all."""
 
     architecture: ClassVar[type[Architecture]]
+    trains_base_model: ClassVar[bool] = False
+    """Whether the weights of the base model change, which then are read in the numbers that they are trained in."""
+    tracker_name: ClassVar[str] = "network_train"
+    """What the project is called where runs are logged, unless --log_tracker_name says otherwise."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -84,6 +87,10 @@ class Trainer(ABC):
     @abstractmethod
     def check_file(self, path: Path) -> None:
         """Reopen a file that was just written; ValueError when other programs could not use it."""
+
+    def file_size(self) -> int | None:
+        """Bytes of one file of weights if it holds more than what is trained; asked before the first step."""
+        return None
 
     def run(self) -> int:
         """Train and return the exit code; a mistake of the user's is one line without a stack trace."""
@@ -116,7 +123,8 @@ class Trainer(ABC):
             given = self.settings[StepFlags].seed
             self.seed = agreed_seed(self.past.seed if self.past is not None and given is None else given)
             set_seed(self.seed)
-            self.dtype = weight_dtype(self.settings[PrecisionFlags])
+            precision = self.settings[PrecisionFlags]
+            self.dtype = trained_dtype(precision) if self.trains_base_model else weight_dtype(precision)
             self.arch = self.architecture(self.settings)
             self.room = MemoryRoom(self.settings, self.arch, self.dtype, self.device)
             report_unused_flags(self.settings, self.arch)
@@ -161,7 +169,7 @@ class Trainer(ABC):
         page = ReportPage(page_path(self.settings[OutputFlags]), self.announce(groups))
         self.progress = Progress(self.plan, groups.names, self.accelerator, self.settings, self.state.step, page)
         self.prepare_files()
-        start_trackers(self.accelerator, self.settings)
+        start_trackers(self.accelerator, self.settings, self.tracker_name)
 
     def prepare_files(self) -> None:
         """What writes weights and states, what asks for them, and what their metadata says."""
@@ -170,14 +178,13 @@ class Trainer(ABC):
         taken = (self.state, self.updates, self.watch, self.write_checkpoint, self.state_now)
         self.keeping = Keeping(output, self.saver, *taken)
         self.requests = Requests(self.saver.directory, main, self.device)
-        known = RunFacts.of(self.plan, self.accelerator.num_processes, self.seed)
-        self.metadata = training_metadata(self.settings, self.arch, dataset_metadata(self.data), known)
+        self.known = RunFacts.of(self.plan, self.accelerator.num_processes, self.seed)
 
     def announce(self, groups: ParameterGroups) -> PageFacts:
         """Say what this run is going to do."""
         parts = (self.settings, self.arch, self.data, self.plan, groups, self.previews)
-        processes = self.accelerator.num_processes
-        return announce(*parts, num_processes=processes, seed=self.seed, warnings=self.warnings)
+        known = {"file_size": self.file_size(), "num_processes": self.accelerator.num_processes}
+        return announce(*parts, **known, seed=self.seed, warnings=self.warnings)
 
     def dry_run(self) -> None:
         """All that can be known without weights: mistakes, the plan, and the memory it will take."""
@@ -202,6 +209,7 @@ class Trainer(ABC):
         self.facts = run_facts(self.settings, self.data, self.accelerator.num_processes, self.seed)
         self.state = first_position(self.settings, self.plan, self.past)
         go_on(self.parts, self.state, self.past, self.facts)
+        updates.stand_at(self.state.step)
 
     def run_epochs(self) -> None:
         """Epochs of steps, from where the state stands to the end of the plan, or until the user ends it."""
@@ -256,6 +264,7 @@ class Trainer(ABC):
         self.state.step += 1
         self.trained.finish_update()
         self.updates.follow()
+        self.updates.stand_at(self.state.step)
 
     def after_update(self) -> None:
         """What the settings ask for after an optimizer step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -31,12 +31,17 @@ class Updates(ABC):
         plan: Plan,
         groups: list[dict[str, Any]],
         weights: Sequence[Tensor],
+        ends: Mapping[int, int],
     ) -> None:
-        """`groups` are those of the optimizer; `weights` hold all that is trained, in as few tensors as possible."""
+        """`groups` are those of the optimizer; `weights` hold all that is trained, in as few tensors as possible.
+
+        `ends` is as in `ParameterGroups`.
+        """
         flags, decay = settings[OptimizerFlags], settings[EmaFlags].ema_decay
         self.accelerator = accelerator
         self.max_norm = flags.max_grad_norm
         self.weights = list(weights)
+        self._ends = dict(ends)
         self.optimizer: AcceleratedOptimizer = accelerator.prepare_optimizer(make_optimizer(flags, groups))
         self.optimizer.train()  # schedule-free ones start out of training
         self.schedule = make_scheduler(settings[SchedulerFlags], self.optimizer, plan.steps)
@@ -53,6 +58,16 @@ class Updates(ABC):
     @abstractmethod
     def step(self) -> None:
         """One step of the optimizer and of the schedule; no gradient is left."""
+
+    def stand_at(self, step: int) -> None:
+        """`step` optimizer steps are done: the groups that end here stay as they are from now on."""
+        for group in [group for group, end in self._ends.items() if step >= end]:
+            del self._ends[group]
+            self.retire(group)
+
+    @abstractmethod
+    def retire(self, group: int) -> None:
+        """Let the weights of a group get no gradient and no update any more."""
 
     @property
     def scales_losses(self) -> bool:
@@ -75,7 +90,7 @@ class FlatUpdates(Updates):
         self.flat = FlatParameters(groups.groups)
         self.flat.broadcast(from_first_rank)
         for_optimizer = self.flat.optimizer_groups(is_elementwise(settings[OptimizerFlags]))
-        super().__init__(settings, accelerator, plan, for_optimizer, self.flat.values)
+        super().__init__(settings, accelerator, plan, for_optimizer, self.flat.values, groups.ends)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of one batch to the buffer."""
@@ -94,3 +109,7 @@ class FlatUpdates(Updates):
         if not self.optimizer.step_was_skipped:  # by the loss scaler of fp16
             self.schedule.step()
         self.flat.zero_grad()
+
+    def retire(self, group: int) -> None:
+        """Its part of the buffer keeps zeros for a gradient, and the optimizer does not see it."""
+        self.flat.retire(group)

@@ -21,7 +21,7 @@ from library.flags.settings import Settings
 from library.models.architecture import Architecture
 from library.train.diagnosis import likely_causes
 from library.train.exit_codes import ExitCode, RunError
-from library.train.saving import last_name
+from library.train.saving import STATE, ending, last_name
 from library.train.scalar_reader import ScalarReader
 from library.train.state import Models, ParameterGroups
 
@@ -195,7 +195,8 @@ class Watch:
         for number, (before, after) in enumerate(zip(self.start_norms, self._tensor_norms(), strict=True)):
             zeros = [i for i, norm in enumerate(before) if norm == 0]
             judged = zeros or range(len(before))
-            if not before or any(after[i] != before[i] for i in judged):
+            stays = not any(parameter.requires_grad for parameter in self.groups.groups[number]["params"])
+            if not before or stays or any(after[i] != before[i] for i in judged):
                 continue
             rate = self._group_rate(number)
             why = (
@@ -235,11 +236,16 @@ def newest_file(flags: OutputFlags, since: float) -> Path | None:
     name = last_name(flags)
     found = {
         path: path.stat().st_mtime
-        for path in Path(flags.output_dir or ".").glob(f"*.{flags.save_model_as or 'safetensors'}")
-        if path.stem == name or path.stem.startswith(f"{name}-")
+        for path in Path(flags.output_dir or ".").glob(f"*{ending(flags)}")
+        if is_named(path.name.removesuffix(ending(flags)), name)
     }
     files = [path for path, written in found.items() if written >= since]
     return max(files, key=lambda path: found[path], default=None)
+
+
+def is_named(stem: str, name: str) -> bool:
+    """Whether `stem` is that of a checkpoint of the run called `name`; states are folders as some checkpoints are."""
+    return (stem == name or stem.startswith(f"{name}-")) and not stem.endswith(STATE)
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:

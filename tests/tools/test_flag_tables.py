@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import flag_tables
-from library.flags.declare import declared_flags
+from library.flags.declare import declared_flags, script_flags
 from library.flags.trainers import TRAIN_NETWORK
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,13 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize("name", flag_tables.PAGES)
 def test_the_tables_of_a_page_are_up_to_date(name: str) -> None:
     page = (ROOT / name).read_text(encoding="utf-8")
-    assert flag_tables.with_tables(page, flag_tables.PAGES[name], flag_tables.IDLE.get(name)) == page, (
-        "run: python tools/flag_tables.py --write"
-    )
+    assert flag_tables.with_tables(page, name) == page, "run: python tools/flag_tables.py --write"
 
 
 def test_every_flag_stands_in_the_tables_once() -> None:
-    text = flag_tables.tables(TRAIN_NETWORK)
+    text = flag_tables.tables_of("docs/train_network.md")
     for name in declared_flags(TRAIN_NETWORK):
         assert text.count(f"`--{name}`") == 1, name
 
@@ -35,10 +33,11 @@ def test_a_row_shows_choices_and_default_and_keeps_to_its_cells() -> None:
 
 
 def test_a_flag_without_effect_in_a_script_says_why() -> None:
-    text = flag_tables.tables(TRAIN_NETWORK, {"v2": "the model is another"})
+    flags = script_flags(TRAIN_NETWORK, {"v2": "the model is another"}, {}, {})
+    text = flag_tables.tables(TRAIN_NETWORK, flags)
     assert "| `--v2` | switch |  | no effect: the model is another |" in text
 
 
 def test_a_page_without_marks_is_an_error() -> None:
     with pytest.raises(ValueError, match="no lines"):
-        flag_tables.with_tables("nothing here", TRAIN_NETWORK)
+        flag_tables.with_tables("nothing here", "docs/train_network.md")

@@ -11,12 +11,14 @@ from typing import ClassVar, cast
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from library.diffusion.ddpm import DDPM
 from library.diffusion.guidance import guided
 from library.diffusion.samplers import denoise, make_sampler
 from library.files.formats import LatentFormat, TextFormat
 from library.flags.dataset import CaptionFlags
+from library.flags.dreambooth import DreamBoothFlags
 from library.flags.model import ModelFlags
 from library.flags.monitor import PreviewFlags
 from library.flags.objective import LossFlags, NoiseFlags
@@ -26,6 +28,8 @@ from library.models.architecture import Architecture, Condition, ImageRequest, O
 from library.models.attention import attention_mode
 from library.models.parts import MODEL_FLAG, VAE_FLAG, locate
 from library.models.sd.checkpoint import load_text_encoder, load_unet, load_vae, vae_id
+from library.models.sd.folder_files import FolderParts, folder_files
+from library.models.sd.model_writer import FOLDER_KINDS, ModelWriter
 from library.models.sd.unet import UNet
 from library.models.text.clip import TextEncoder, check_vocabulary, encode_caption, encode_prompt
 from library.models.text.tokens import (
@@ -35,8 +39,10 @@ from library.models.text.tokens import (
     count_tokens,
     load_tokenizer,
     tokenize_rows,
+    without_padding,
 )
 
+META = torch.device("meta")
 LATENT_SCALE = 0.18215
 """Brings the autoencoder's latents to unit variance."""
 WORDS_PER_ROW = 75
@@ -86,10 +92,15 @@ class StableDiffusion(Architecture):
         return tokenizer
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """`input_ids` int64 [B, rows, 77] and, with --weighted_captions, `weights` [B, rows, 77]."""
+        """`input_ids` int64 [B, rows, 77] and, with --weighted_captions, `weights` [B, rows, 77].
+
+        With --no_token_padding rows are as long as the longest caption.
+        """
         rows = (self.model.max_token_length or WORDS_PER_ROW) // WORDS_PER_ROW
         weighted = self.settings[CaptionFlags].weighted_captions
         tokens = tokenize_rows(self.tokenizer, captions, max_rows=rows, min_rows=rows, weighted=weighted)
+        if self.settings.get(DreamBoothFlags).no_token_padding:
+            tokens = without_padding(tokens, self.tokenizer.eos_token_id)
         return {"input_ids": tokens.ids, "weights": tokens.weights} if weighted else {"input_ids": tokens.ids}
 
     def token_counts(self, caption: str) -> list[TokenCount]:
@@ -192,6 +203,18 @@ class StableDiffusion(Architecture):
     def network_views(self, text_encoders: Sequence[nn.Module]) -> list[nn.Module]:
         """Each encoder under the name `text_model`, which published LoRA keys hold and transformers 5 has dropped."""
         return [nn.ModuleDict({"text_model": encoder}) for encoder in text_encoders]
+
+    def model_writer(self, kind: str, dtype: torch.dtype | None) -> ModelWriter:
+        """What writes whole models made from this one; `kind` is that of --save_model_as, `dtype` that of the files."""
+        vae = None if self.model.vae is None else self._vae_path
+        small: dict[str, bytes] = {}
+        if kind in FOLDER_KINDS:
+            unet = cast(UNet, self.load_denoiser(torch.float32, META))
+            text = load_text_encoder(self._path, self.model.v2, torch.float32, META)
+            pixels = load_vae(self._vae_path, torch.float32, META)
+            parts = FolderParts(unet.shape, text, pixels, cast(CLIPTokenizer, self.tokenizer))
+            small = folder_files(parts, self._path, self.model.v_parameterization, self.zero_terminal_snr)
+        return ModelWriter(self._path, vae, self.model.v2, kind, dtype, small)
 
     def base_model_version(self) -> str:
         """One of sd_v1, sd_v1_v, sd_v2, sd_v2_v."""

@@ -22,7 +22,7 @@ INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
-class Parts:
+class FolderParts:
     """The parts of a model that its configuration files speak of; their weights may lie on the meta device."""
 
     unet: UNetShape
@@ -31,7 +31,7 @@ class Parts:
     tokenizer: CLIPTokenizer
 
 
-def folder_files(parts: Parts, base: Path, v_parameterization: bool, zero_terminal_snr: bool) -> dict[str, bytes]:
+def folder_files(parts: FolderParts, base: Path, v_parameterization: bool, zero_terminal_snr: bool) -> dict[str, bytes]:
     """Path in the folder -> content; of a `base` that is a folder of diffusers its own files are kept."""
     made = {
         "unet/config.json": _json(unet_config(parts.unet, v_parameterization)),

@@ -54,7 +54,7 @@ class ModelWriter:
     """What lies beside the weights in a folder: path in it -> content."""
 
     def write(self, path: Path, trained: Trained, metadata: Mapping[str, str], step: int, epoch: int) -> dict[str, str]:
-        """Write the file or folder, whole or not at all; file -> its SHA-256.
+        """Write the file or folder, whole or not at all; name of each file -> its SHA-256.
 
         `metadata` goes into a .safetensors file, `step` and `epoch` into a .ckpt.
         """
@@ -70,7 +70,7 @@ class ModelWriter:
                 for name, values in files.items():
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     # transformers refuses a file that does not say which library its tensors are for.
-                    hashes[name] = write_tensors(values, folder / name, {"format": "pt"})
+                    hashes[f"{path.name}/{name}"] = write_tensors(values, folder / name, {"format": "pt"})
             return hashes
 
     def check(self, path: Path, trained: Trained) -> None:

@@ -48,9 +48,14 @@ def slots_in(sources: Mapping[str, Source]) -> Slots:
     slots = {}
     for key, names in parts.items():
         first = sources[names[0]]
-        names.sort(key=lambda name: sources[name].rows.start or 0 if sources[name].rows is not None else 0)
+        names.sort(key=lambda name: first_row(sources[name]))
         slots[key] = Slot(tuple(names), first.file.shape(key))
     return slots
+
+
+def first_row(source: Source) -> int:
+    """Where in its tensor the rows of `source` begin."""
+    return 0 if source.rows is None else source.rows.start or 0
 
 
 def published_file(parts: Mapping[str, Values], v2: bool, dtype: torch.dtype | None) -> dict[str, Value]:

@@ -71,6 +71,12 @@ def tokenize_rows(
     return TokenRows(torch.tensor(rows, dtype=torch.int64), torch.tensor(weights, dtype=torch.float32))
 
 
+def without_padding(rows: TokenRows, end_mark: int) -> TokenRows:
+    """Single rows [B, 1, 77] cut to the longest of them: [B, 1, L], with L words and both marks of it."""
+    length = int((rows.ids == end_mark).int().argmax(-1).max()) + 1
+    return TokenRows(rows.ids[..., :length], rows.weights[..., :length])
+
+
 def count_tokens(tokenizer: Tokenizer, prompt: str, room: int, weighted: bool = False) -> tuple[int, str]:
     """How many tokens `prompt` has without marks, and the text of those beyond the first `room`."""
     ids, _ = _words(tokenizer, prompt, weighted)

@@ -18,7 +18,7 @@ from library.files.weights import open_weights, save_safetensors
 from library.models import parts as model_parts
 from library.models.sd import model_writer
 from library.models.sd.checkpoint import load_text_encoder, load_unet, load_vae
-from library.models.sd.folder_files import Parts, folder_files
+from library.models.sd.folder_files import FolderParts, folder_files
 from library.models.sd.model_writer import FOLDER_KINDS, ModelWriter
 from library.models.text.tokens import load_tokenizer
 from tests.library.models.sd.manifests import ManifestFile, manifest
@@ -63,7 +63,7 @@ def writer(base: Path, v2: bool, kind: str, folder: Path, **more: Any) -> ModelW
     if kind not in FOLDER_KINDS:
         return ModelWriter(base, None, v2, kind, **more)
     write_tokenizer(folder / "openai_clip-vit-large-patch14", ["star"])
-    parts = Parts(
+    parts = FolderParts(
         load_unet(base, v2, F32, META).shape,
         load_text_encoder(base, v2, F32, META),
         load_vae(base, F32, META),
@@ -140,8 +140,7 @@ def test_the_answer_is_the_hash_of_the_file_as_it_lies_there(tmp_path: Path, bas
         hashes = writer(bases[False], False, kind, tmp_path).write(path, new, {}, 1, 1)
         assert len(hashes) == (3 if kind in FOLDER_KINDS else 1)
         for name, digest in hashes.items():
-            file = path / name if kind in FOLDER_KINDS else path
-            assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
+            assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == digest
 
 
 def test_another_vae_takes_the_place_of_the_model_s_own(tmp_path: Path, bases: dict[bool, Path]) -> None:
