@@ -26,15 +26,15 @@ class RopeTables:
     def __call__(self, size: tuple[int, int], text_tokens: int, device: torch.device) -> Tensor:
         """Cosines and sines for `size` rows and columns of patches, then `text_tokens` of text.
 
-        float32 [2, L + T, 1, 1, D / 2, 1], for queries and keys [B, L + T, 2, H, D / 2, 2].
+        float32 [L + T, 1, D / 2, 2], for queries and keys [B, L + T, H, D].
         """
         key = (*size, device)
         needed = size[0] * size[1] + text_tokens
         table = self._tables.get(key)
-        if table is None or table.shape[1] < needed:
+        if table is None or len(table) < needed:
             table = self._table(size, max(text_tokens, TEXT_TOKENS)).to(device)
             self._tables[key] = table
-        return table[:, :needed]
+        return table[:needed]
 
     def _table(self, size: tuple[int, int], text_tokens: int) -> Tensor:
         """In float64 on the CPU, since some devices have none."""
@@ -47,4 +47,4 @@ class RopeTables:
         ]
         image = torch.cat(angles, dim=1)  # [L, D / 2]
         whole = torch.cat([image, image.new_zeros(text_tokens, image.shape[1])])
-        return torch.stack([whole.cos(), whole.sin()]).float()[:, :, None, None, :, None]
+        return torch.stack([whole.cos(), whole.sin()], dim=-1).float()[:, None]

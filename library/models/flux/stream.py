@@ -49,14 +49,14 @@ class DoubleStreamBlock(nn.Module):
         """Takes img [B, L, C] and txt [B, T, C], and gives both back.
 
         `img_cond` and `txt_cond` are the conditioning vector [B, C], or [B, 6, 1, C] for a block without modulation;
-        `rope` is [2, L + T, 1, 1, D / 2, 1]; `keys` None means that everything looks at everything.
+        `rope` is [L + T, 1, D / 2, 2]; `keys` None means that everything looks at everything.
         """
         img_shift, img_scale, img_gate, img_shift2, img_scale2, img_gate2 = self.img_mod(img_cond).unbind(1)
         txt_shift, txt_scale, txt_gate, txt_shift2, txt_scale2, txt_gate2 = self.txt_mod(txt_cond).unbind(1)
-        img_qk, img_v = self.img_attn(shift_and_scale(self.img_norm1(img), img_shift, img_scale))
-        txt_qk, txt_v = self.txt_attn(shift_and_scale(self.txt_norm1(txt), txt_shift, txt_scale))
-        qk, v = torch.cat([img_qk, txt_qk], dim=1), torch.cat([img_v, txt_v], dim=1)
-        out = attend(qk, v, rope, keys, self.num_heads, self.mode)
+        img_q, img_k, img_v = self.img_attn(shift_and_scale(self.img_norm1(img), img_shift, img_scale))
+        txt_q, txt_k, txt_v = self.txt_attn(shift_and_scale(self.txt_norm1(txt), txt_shift, txt_scale))
+        q, k, v = (torch.cat(pair, dim=1) for pair in ((img_q, txt_q), (img_k, txt_k), (img_v, txt_v)))
+        out = attend(q, k, v, rope, keys, self.mode)
         img_out, txt_out = out.split([img.shape[1], txt.shape[1]], dim=1)
         img = torch.addcmul(img, img_gate, self.img_attn.proj(img_out))
         txt = torch.addcmul(txt, txt_gate, self.txt_attn.proj(txt_out))
@@ -88,9 +88,9 @@ class SingleStreamBlock(nn.Module):
         """Takes x [B, L + T, C] and gives it back; `cond` [B, C] or [B, 3, 1, C], `rope` and `keys` as above."""
         shift, scale, gate = self.modulation(cond).unbind(1)
         qkv, hidden = self.linear1(shift_and_scale(self.pre_norm(x), shift, scale)).split(self.sizes, dim=-1)
-        qkv = qkv.unflatten(-1, (3, self.num_heads, -1))
-        qk, v = self.norm(qkv[:, :, :2]), qkv[:, :, 2]
-        out = attend(qk, v, rope, keys, self.num_heads, self.mode)
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        q, k = self.norm(q, k)
+        out = attend(q, k, v, rope, keys, self.mode)
         return torch.addcmul(x, gate, self.linear2(torch.cat([out, self.mlp_act(hidden)], dim=-1)))
 
 
@@ -125,36 +125,35 @@ class JointAttention(nn.Module):
         self.norm = QKNorm(width // num_heads)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, L, C] -> queries and keys float32 [B, L, 2, H, D], values [B, L, H, D]."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        return self.norm(qkv[:, :, :2]), qkv[:, :, 2]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, L, C] -> queries and keys, normed, and values, [B, L, H, D] each."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        return *self.norm(q, k), v
 
 
 class QKNorm(nn.Module):
-    """Root-mean-square norm of every query and key, in float32."""
+    """A norm of its own for queries and for keys."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.query_norm = RMSNorm(dim)
         self.key_norm = RMSNorm(dim)
 
-    def forward(self, qk: Tensor) -> Tensor:
-        """[B, L, 2, H, D] -> float32, same shape."""
-        scales = torch.stack([self.query_norm.scale, self.key_norm.scale]).float()[:, None]
-        return rms_norm(qk.float()) * scales
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, L, H, D] each -> the same."""
+        return self.query_norm(q), self.key_norm(k)
 
 
 class RMSNorm(nn.Module):
-    """Division by the root of the mean square, in float32, then a scale of each channel."""
+    """Division by the root of the mean square, computed in float32, then a scale of each channel."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D], as `x` in its number format."""
-        return (rms_norm(x.float()) * self.scale.float()).to(x.dtype)
+        """[..., D] -> [..., D]"""
+        return F.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype), EPS)
 
 
 class Modulation(nn.Module):
@@ -172,10 +171,19 @@ class Modulation(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm without weights."""
+    """Layer norm without weights, in the number format of what comes in.
+
+    Mean and variance are taken in float32 inside the kernel. Autocast would give the whole answer in float32, which
+    doubles the memory that this step and the next two move, and rounds it right after.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=EPS, elementwise_affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., C]"""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x, self.normalized_shape, eps=self.eps)
 
 
 def mlp(width: int, mlp_width: int) -> nn.Sequential:
@@ -188,24 +196,22 @@ def shift_and_scale(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
-def attend(qk: Tensor, v: Tensor, rope: Tensor, keys: KeyCounts | None, num_heads: int, mode: AttentionMode) -> Tensor:
-    """Attention of the joint sequence: qk [B, L, 2, H, D] normed, v [B, L, H, D] -> [B, L, H * D]."""
-    q, k = rotated(qk, rope).to(v.dtype).unbind(2)
-    return attention(q.flatten(2), k.flatten(2), v.flatten(2), num_heads, mode, keys)
+def attend(q: Tensor, k: Tensor, v: Tensor, rope: Tensor, keys: KeyCounts | None, mode: AttentionMode) -> Tensor:
+    """Attention of the joint sequence: q and k, normed, and v [B, L, H, D] -> [B, L, H * D]."""
+    q, k = rotated(q, rope).to(v.dtype), rotated(k, rope).to(v.dtype)
+    return attention(q.flatten(2), k.flatten(2), v.flatten(2), v.shape[2], mode, keys)
 
 
 def rotated(x: Tensor, rope: Tensor) -> Tensor:
-    """X [B, L, 2, H, D], its pairs of neighbours turned by the angles of `rope` [2, L, 1, 1, D / 2, 1]: cos and sin.
+    """X [B, L, H, D] -> float32, its pairs of neighbours turned by angles; `rope` [L, 1, D / 2, 2] has cos and sin.
 
     "RoFormer", https://arxiv.org/abs/2104.09864
     """
-    cos, sin = rope
-    pairs = x.unflatten(-1, (-1, 2))
-    even, odd = pairs.unbind(-1)
-    turned = torch.stack([-odd, even], dim=-1)
-    return torch.addcmul(pairs * cos, turned, sin).flatten(-2)
-
-
-def rms_norm(x: Tensor) -> Tensor:
-    """X [..., D] over the root of its mean square."""
-    return F.rms_norm(x, x.shape[-1:], eps=EPS)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # which makes one kernel of this, and none of complex numbers
+        even, odd = pairs.unbind(-1)
+        cos, sin = rope.unbind(-1)
+        return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+    # One multiplication of complex numbers: a third of the memory traffic of the four real ones.
+    turned = torch.view_as_complex(pairs) * torch.view_as_complex(rope)
+    return torch.view_as_real(turned).flatten(-2)

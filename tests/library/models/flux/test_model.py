@@ -79,3 +79,21 @@ def test_a_controlnet_gives_a_residual_for_each_of_its_blocks_and_the_picture_st
     first = net(given.pop("img"), control, *given.values())
     assert [residual.shape for residual in first] == [(2, 6, 64)] * 2
     assert not torch.equal(first[0], net(inputs(DEV)["img"], -control, *given.values())[0])
+
+
+@pytest.mark.parametrize("lengths", [None, (3, 5)], ids=["whole", "ragged"])
+def test_a_compiled_block_is_one_graph_and_answers_the_same(lengths: tuple[int, int] | None) -> None:
+    model, given = transformer(DEV), inputs(DEV)
+    expected = model(**given, lengths=lengths)
+    for block in [*model.double_blocks, *model.single_blocks]:
+        block.forward = torch.compile(block.forward, backend="eager", fullgraph=True)
+    torch.testing.assert_close(model(**given, lengths=lengths), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_block_keeps_its_number_format() -> None:
+    model = transformer(DEV).to(torch.bfloat16)
+    given = {name: v.to(torch.bfloat16) if isinstance(v, Tensor) else v for name, v in inputs(DEV).items()}
+    plain = model(**given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(model(**given), plain, atol=0, rtol=0)
+    assert plain.dtype == torch.bfloat16
