@@ -15,6 +15,7 @@ from torch import Tensor
 
 from library.files import hub
 from library.files.shards import open_model
+from library.files.views import with_scales
 from library.files.weights import WEIGHT_SUFFIXES, Source, WeightFile, describe_keys, fill_module
 from library.models.attention import AttentionMode
 from library.models.flux.chroma import ChromaTransformer
@@ -105,7 +106,8 @@ def load_controlnet(
     Raises:
         ValueError: the file is something else, of another layout, or not whole.
     """
-    with open_model(path) as file:
+    with open_model(path) as opened:
+        file = with_scales(opened)
         sources = flux_sources(file)
         if not any(name.startswith("controlnet_blocks.") for name in sources):
             raise ValueError(f"--controlnet_model_name_or_path: {path} is {_what(file, path)}, not a FLUX ControlNet")
@@ -139,7 +141,7 @@ def _opened(path: Path) -> Iterator[WeightFile]:
                 raise ValueError(f"{path} is {other.name}, not FLUX.1 or Chroma: {other.cure}")
         place = folder
     with open_model(place) as file:
-        yield file
+        yield with_scales(file)
 
 
 def _checked_sources(file: WeightFile, path: Path) -> dict[str, Source]:
@@ -150,12 +152,6 @@ def _checked_sources(file: WeightFile, path: Path) -> dict[str, Source]:
     sources = flux_sources(file)
     if not any(name.startswith("double_blocks.") for name in sources):
         raise ValueError(f"{path} is {_what(file, path)}, not a FLUX.1 or Chroma transformer")
-    scaled = [key for key in keys if key.endswith((".scale_weight", ".scaled_fp8", "scaled_fp8", ".weight_scale"))]
-    if scaled:
-        raise ValueError(
-            f"{path} holds float8 weights with scales ({describe_keys(scaled, 2)}), which are not read here: give "
-            "the bf16 or plain float8 (e4m3fn) file"
-        )
     return sources
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from library.files.shards import open_model
+from library.files.views import part_of, with_scales
 from library.files.weight_id import weight_id
 from library.files.weights import Source, WeightFile
 from library.models.kinds import kind_of
@@ -15,6 +18,8 @@ from library.models.text.clip import TextEncoder, build_text_encoder, clip_sourc
 from library.models.text.t5 import T5Encoder, build_t5, t5_sources
 
 CLIP_TOKENS = 77
+_CLIP_PREFIX, _T5_PREFIX = "text_encoders.clip_l.transformer.", "text_encoders.t5xxl.transformer."
+"""Where they lie in a file that holds the whole model."""
 _CLIP_UNUSED = ("text_projection.weight", "logit_scale")
 
 
@@ -32,7 +37,7 @@ def load_clip(path: Path, dtype: torch.dtype, device: torch.device | str) -> Tex
     Raises:
         ValueError: the file holds another model, or not all weights.
     """
-    with open_model(path) as file:
+    with _opened(path, _CLIP_PREFIX) as file:
         return build_text_encoder(_clip_sources(file, path), "quick_gelu", dtype, device)
 
 
@@ -42,28 +47,35 @@ def load_t5(path: Path, dtype: torch.dtype, device: torch.device | str) -> T5Enc
     Raises:
         ValueError: the file holds another model, or not all weights.
     """
-    with open_model(path) as file:
+    with _opened(path, _T5_PREFIX) as file:
         return build_t5(_t5_sources(file, path), dtype, device)
 
 
 def clip_id(path: Path) -> str:
     """What names the weights of CLIP-L at `path`."""
-    with open_model(path) as file:
+    with _opened(path, _CLIP_PREFIX) as file:
         return weight_id(_clip_sources(file, path))
 
 
 def t5_id(path: Path) -> str:
     """What names the weights of T5 at `path`; in float8 they are others than in float16."""
-    with open_model(path) as file:
-        sources = _t5_sources(file, path)
-        in_float8 = any(file.dtype(source.key).itemsize == 1 for source in sources.values())
-        return weight_id(sources) + ("-fp8" if in_float8 else "")
+    with open_model(path) as opened:
+        whole = part_of(opened, _T5_PREFIX)
+        in_float8 = any(whole.dtype(key).itemsize == 1 for key in whole.keys())
+        return weight_id(_t5_sources(with_scales(whole), path)) + ("-fp8" if in_float8 else "")
 
 
 def pooled_state(states: Tensor, input_ids: Tensor) -> Tensor:
     """[B, 77, D] -> [B, D]: the state at the first end mark, which is the largest token."""
     place = input_ids.argmax(dim=-1)[:, None, None].expand(-1, 1, states.shape[-1])
     return states.gather(1, place).squeeze(1)
+
+
+@contextmanager
+def _opened(path: Path, prefix: str) -> Iterator[WeightFile]:
+    """The file at `path`, or the part of it under `prefix` if there is one."""
+    with open_model(path) as file:
+        yield with_scales(part_of(file, prefix))
 
 
 def _clip_sources(file: WeightFile, path: Path) -> dict[str, Source]:

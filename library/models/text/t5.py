@@ -66,16 +66,11 @@ def t5_sources(file: WeightFile) -> dict[str, Source]:
     """The weights of the encoder in `file`, a decoder and the second copy of the token table left out.
 
     Raises:
-        ValueError: there is no T5 encoder of version 1.1, or its weights have scales.
+        ValueError: there is no T5 encoder of version 1.1.
     """
     keys = file.keys()
     if _FIRST_QUERY not in keys:
         raise ValueError(f"{file.path}: no T5 text encoder is in it: {_FIRST_QUERY} is missing")
-    if any(key.endswith(("scale_weight", "scaled_fp8", "weight_scale")) for key in keys):
-        raise ValueError(
-            f"{file.path} holds float8 weights with scales, which are not read here: give the fp16 file or the plain "
-            "float8 one (t5xxl_fp8_e4m3fn)"
-        )
     if _FIRST_GATE not in keys:
         raise ValueError(f"{file.path}: a T5 of version 1.1 is needed, with gated layers: {_FIRST_GATE} is missing")
     own = [key for key in keys if key.startswith("encoder.") and key != _SECOND_TABLE]

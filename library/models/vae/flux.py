@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from library.files.formats import LatentFormat
 from library.files.shards import open_model
+from library.files.views import part_of
 from library.files.weights import Source, WeightFile
 from library.models.kinds import MODELS, kind_of
 from library.models.vae.sd import build_vae, encoder_id, vae_sources
 
 CHANNELS, STRIDE = 16, 8
+PREFIX = "vae."
+"""Where it lies in a file that holds the whole model."""
 SCALE, SHIFT = 0.3611, 0.1159
 """Bring the latents to unit variance around zero."""
 
@@ -27,13 +30,13 @@ def load_ae(path: Path, flag: str, dtype: torch.dtype, device: torch.device | st
         ValueError: it is something else, or not whole.
     """
     with open_model(_place(path)) as file:
-        return build_vae(_checked_sources(file, path, flag), dtype, device)
+        return build_vae(_checked_sources(part_of(file, PREFIX), path, flag), dtype, device)
 
 
 def ae_id(path: Path, flag: str) -> str:
     """What names the encoder half of the autoencoder at `path`."""
     with open_model(_place(path)) as file:
-        return encoder_id(_checked_sources(file, path, flag))
+        return encoder_id(_checked_sources(part_of(file, PREFIX), path, flag))
 
 
 def latent_format(suffix: str) -> LatentFormat:

@@ -12,7 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from library.files.weights import open_weights, save_safetensors
 from library.flags.flow import FlowFlags
+from library.flags.model import ModelFlags
 from library.flags.run import PrecisionFlags
 from library.flags.settings import Settings
 from library.models.architecture import ImageRequest
@@ -259,6 +261,34 @@ def test_caches_know_what_they_were_made_with(tmp_path: Path) -> None:
     assert Flux(changed(arch.settings, t5xxl=str(eighth))).text_encoder_id() != first
     assert Flux(changed(arch.settings, t5xxl_max_token_length=16)).text_encoder_id() != first
     assert len(arch.vae_id()) == 16 and arch.vae_id() == half.vae_id()
+
+
+def test_one_file_may_hold_all_parts(tmp_path: Path) -> None:
+    arch = flux(tmp_path)
+    whole: dict[str, Tensor] = {}
+    prefixes = {
+        "model": "model.diffusion_model.",
+        "clip_l": "text_encoders.clip_l.transformer.",
+        "t5xxl": "text_encoders.t5xxl.transformer.",
+        "ae": "vae.",
+    }
+    for name, prefix in prefixes.items():
+        with open_weights(tmp_path / f"{name}.safetensors") as file:
+            whole |= {prefix + key: file.read(key) for key in file.keys()}
+    path = tmp_path / "whole.safetensors"
+    save_safetensors(whole, path)
+    groups = dict(changed(arch.settings, clip_l=str(path), t5xxl=str(path), ae=str(path)).groups)
+    groups[ModelFlags] = replace(groups[ModelFlags], pretrained_model_name_or_path=str(path))
+    one = Flux(Settings.of(*groups.values()))
+    assert one.text_encoder_id() == arch.text_encoder_id() and one.vae_id() == arch.vae_id()
+    for first, second in zip(parts_of(arch), parts_of(one), strict=True):
+        theirs = second.state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in first.state_dict().items())
+
+
+def parts_of(arch: Flux) -> list[torch.nn.Module]:
+    encoders = arch.load_text_encoders(torch.float32, CPU)
+    return [arch.load_denoiser(torch.float32, CPU), arch.load_vae(torch.float32, CPU), *encoders]
 
 
 def changed(settings: Settings, **flags: Any) -> Settings:

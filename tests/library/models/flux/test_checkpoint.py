@@ -210,14 +210,29 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
         load(path)
 
 
-def test_models_for_filling_in_and_scaled_float8_are_refused(tmp_path: Path) -> None:
+def test_models_for_filling_in_are_refused(tmp_path: Path) -> None:
     weights = small.transformer(small.DEV).state_dict()
     path = tmp_path / "model.safetensors"
     save_safetensors(weights | {"img_in.weight": torch.zeros(64, 384)}, path)
     with pytest.raises(ValueError, match="384 channels a patch where FLUX.1 takes 64"):
         load(path)
-    save_safetensors(weights | {"img_in.scale_weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match=r"float8 weights with scales \(img_in\.scale_weight\)"):
+
+
+@pytest.mark.parametrize("scale_shape", [(), (1,), (64, 1)])
+def test_scaled_float8_weights_are_multiplied_out(tmp_path: Path, scale_shape: tuple[int, ...]) -> None:
+    model = small.transformer(small.DEV)
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    key = "double_blocks.0.img_attn.proj.weight"
+    scale = torch.full(scale_shape, 0.004)
+    weights[key] = (weights[key] / 0.004).to(torch.float8_e4m3fn)
+    more = {"scaled_fp8": torch.zeros(2), "double_blocks.0.img_attn.proj.scale_weight": scale}
+    more["double_blocks.0.img_attn.proj.scale_input"] = torch.ones(())
+    path = tmp_path / "model.safetensors"
+    save_safetensors(weights | more, path)
+    loaded = load(path).state_dict()[key]
+    torch.testing.assert_close(loaded, weights[key].float() * 0.004)
+    save_safetensors(weights | more | {"double_blocks.0.img_attn.proj.scale_weight": torch.ones(64, 2)}, path)
+    with pytest.raises(ValueError, match=r"proj\.scale_weight has shape \[64, 2\]: only float8 weights with one scale"):
         load(path)
 
 

@@ -111,7 +111,6 @@ def test_the_published_file_loads_on_the_meta_device() -> None:
             lambda w: w.update(surplus=torch.zeros(1)) or w.update({"encoder.x": torch.zeros(1)}),
             "do not belong.*encoder.x",
         ),
-        (lambda w: w.update(scaled_fp8=torch.zeros(1)), "float8 weights with scales"),
         (lambda w: [w.pop(k) for k in ("shared.weight", "encoder.embed_tokens.weight")], "shared.weight is missing"),
         (
             lambda w: [w.pop(k) for k in list(w) if "wi_" in k],
