@@ -211,9 +211,7 @@ class Flux(Architecture):
 
     def predict(self, denoiser: nn.Module, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Takes x [B, 16, h, w] with even sides and t [B] in 0..1000 -> the velocity [B, 16, h, w]."""
-        weights = denoiser.get_parameter("img_in.weight").dtype
-        # Weights in float8 are cast for each layer by whoever keeps them so.
-        dtype = x.dtype if weights.itemsize == 1 else weights
+        dtype = denoiser.get_parameter("img_in.bias").dtype  # weights may be in float8, biases never are
         size = (x.shape[-2] // 2, x.shape[-1] // 2)
         img, txt, pooled = pack(x).to(dtype), cond.text["t5_out"].to(dtype), cond.text["l_pooled"].to(dtype)
         told = (txt, t.float() / TIME_FACTOR, cond.guidance, pooled, size, cond.lengths)
