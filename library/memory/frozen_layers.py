@@ -33,13 +33,14 @@ class FrozenLayer:
 
     def stored(self) -> tuple[Tensor, Tensor | None]:
         """The weight and its scale, as they lie on the device now."""
-        if self.fetch is not None and not torch.compiler.is_compiling():
+        # In this order: what differs between layers must not be seen by the compiler, or each gets its own program.
+        if not torch.compiler.is_compiling() and self.fetch is not None:
             self.fetch()
         return self._parameters["weight"], self._buffers.get(SCALE_NAME)
 
     def look_up(self, dtype: torch.dtype) -> Tensor:
         """The weight in `dtype` as of now; nobody may keep it beyond the calculation at hand."""
-        if self.idle and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and self.idle:
             return torch.empty(1, dtype=dtype).expand(self._parameters["weight"].shape)
         weight, scale = self.stored()
         if scale is None and weight.dtype == dtype:

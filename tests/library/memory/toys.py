@@ -42,11 +42,7 @@ class Model(nn.Module):
 
 @dataclass
 class LateCopier:
-    """A copy arrives when it is waited for and not before; until then its target is full of NaN.
-
-    Two things that have been told to the device and to the stream of copies are in order only if an event says so; the
-    calculation on the CPU happens when it is told, so a copy must never come before `after`, which always has passed.
-    """
+    """A copy arrives when it, or a later one, is waited for and not before; until then its target is full of NaN."""
 
     copies: list[tuple[int, int]] = field(default_factory=list)
     pending: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -64,12 +60,13 @@ class LateCopier:
         target.fill_(255)  # NaN in float32, bfloat16 and float8
         number = len(self.copies)
         self.copies.append((source.data_ptr(), source.numel()))
-        self.pending[number] = (source.clone(), target)
+        self.pending[number] = (source, target)
         return number
 
     def wait(self, moment: Any) -> None:
-        if moment in self.pending:
-            source, target = self.pending.pop(moment)
+        # One stream: what was told first is done first.
+        for number in [number for number in self.pending if moment is not None and number <= moment]:
+            source, target = self.pending.pop(number)
             target.copy_(source)
 
 
