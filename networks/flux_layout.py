@@ -110,13 +110,17 @@ def model_family(keys: Iterable[str], source: str) -> Family:
 
 def lora_family(files: Sequence[LoraFile]) -> Family:
     """Which model LoRAs say that they were trained on; FLUX.1 dev if they do not say."""
-    for file in files:
-        architecture = file.metadata.get("modelspec.architecture", "").removesuffix("/lora")
-        version = file.metadata.get("ss_base_model_version")
-        for family in FAMILIES.values():
-            if architecture == family.architecture or (not architecture and version == family.base_version):
-                return family
-    return FAMILIES["dev"]
+    return next((family for file in files if (family := stated_family(file)) is not None), FAMILIES["dev"])
+
+
+def stated_family(file: LoraFile) -> Family | None:
+    """Which model a LoRA says that it was trained on."""
+    architecture = file.metadata.get("modelspec.architecture", "").removesuffix("/lora")
+    version = file.metadata.get("ss_base_model_version")
+    for family in FAMILIES.values():
+        if architecture == family.architecture or (not architecture and version == family.base_version):
+            return family
+    return None
 
 
 def check_names(file: LoraFile) -> None:

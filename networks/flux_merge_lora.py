@@ -23,9 +23,16 @@ from library.flags.tool import run_tool
 from networks.core.combining import combine
 from networks.core.lora_file import LoraFile, read_lora, write_lora
 from networks.core.model_merge import Addition, MergePlan, describe_unmatched, open_model, plan_merge, write_merged
-from networks.core.tool_metadata import Parent, network_metadata, spec_of
+from networks.core.tool_metadata import Family, Parent, network_metadata, spec_of
 from networks.core.tool_values import device_of, dtype_of, safetensors_target
-from networks.flux_layout import check_names, from_diffusers, is_diffusers_layout, lora_family, model_family
+from networks.flux_layout import (
+    check_names,
+    from_diffusers,
+    is_diffusers_layout,
+    lora_family,
+    model_family,
+    stated_family,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +117,8 @@ def merge_into_models(arguments: argparse.Namespace, ratios: Sequence[float], gi
         families = {
             model: model_family(opened[model].keys(), str(opened[model].path)) for model in given if model is MODELS[0]
         }
+        for lora in loras if families else ():
+            warn_of_family(lora, families[MODELS[0]], str(opened[MODELS[0]].path))
         plans: dict[Model, MergePlan] = {}
         for model, file in opened.items():
             plans[model], unmatched = plan_merge(file, model.prefix, additions, stored)
@@ -130,6 +139,19 @@ def merge_into_models(arguments: argparse.Namespace, ratios: Sequence[float], gi
                 metadata = {key: value for key, value in metadata.items() if not key.startswith("modelspec.")}
                 metadata |= spec_of(families[model], targets[model], parents, None)
             write_merged(file, plans[model], targets[model], precision, device, metadata)
+
+
+def warn_of_family(lora: LoraFile, family: Family, model: str) -> None:
+    """Say so if a LoRA was trained on FLUX.1 and the model is Chroma, or the other way round."""
+    trained_on = stated_family(lora)
+    if trained_on is not None and trained_on.base_version != family.base_version:
+        logger.warning(
+            "%s says that it was trained on %s, and %s is %s: its layers fit, and its effect may not",
+            lora.path,
+            trained_on.architecture,
+            model,
+            family.architecture,
+        )
 
 
 def merge_loras(arguments: argparse.Namespace, ratios: Sequence[float]) -> None:

@@ -137,6 +137,15 @@ def test_adapters_whose_model_is_not_given_are_named(
     assert "--concat has no effect where LoRAs are merged into a model" in caplog.text
 
 
+def test_a_lora_of_chroma_in_flux_is_named(
+    tmp_path: Path, files: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    chroma = str(save(tmp_path, "chroma", ONE, {"ss_base_model_version": "chroma"}))
+    with caplog.at_level(logging.WARNING):
+        merge("--flux_model", files["flux"], "--models", chroma, "--save_to", files["out"])
+    assert "chroma.safetensors says that it was trained on chroma" in caplog.text
+
+
 def test_nonsense_is_refused_by_name(tmp_path: Path, files: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     one, flux, out = ["--models", files["one"]], ["--flux_model", files["flux"]], ["--save_to", files["out"]]
 
