@@ -9,6 +9,9 @@ THETA = 10000.0
 TEXT_TOKENS = 512
 """Tables have rows for this much text at least, so that captions of all lengths share one."""
 
+MOST_TABLES = 64
+"""More than a training has buckets; beyond, the oldest goes. One for 1024x1024 pixels takes 2.4 MB."""
+
 
 class RopeTables:
     """Cosines and sines for pictures of any size, made once for each size and kept on the device.
@@ -32,7 +35,10 @@ class RopeTables:
         needed = size[0] * size[1] + text_tokens
         table = self._tables.get(key)
         if table is None or len(table) < needed:
-            table = self._table(size, max(text_tokens, TEXT_TOKENS)).to(device)
+            with torch.inference_mode(False):  # a table of a picture may serve a training step later
+                table = self._table(size, max(text_tokens, TEXT_TOKENS)).to(device)
+            if len(self._tables) >= MOST_TABLES:
+                del self._tables[next(iter(self._tables))]
             self._tables[key] = table
         return table[:needed]
 

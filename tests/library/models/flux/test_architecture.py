@@ -251,6 +251,22 @@ def test_metadata_say_which_model_it_is(tmp_path: Path, shape: Any, version: str
     assert set(arch.unused_flags()) == ({"guidance_scale"} if spec == "flux-1-schnell" else set())
 
 
+@pytest.mark.parametrize("shape", [small.DEV, small.SCHNELL, small.CHROMA], ids=["dev", "schnell", "chroma"])
+def test_names_in_files_are_the_recorded_ones(tmp_path: Path, shape: Any, request: pytest.FixtureRequest) -> None:
+    arch, kind = flux(tmp_path, shape), request.node.callspec.id
+    training = json.loads((FACTS / "flux_training.json").read_text(encoding="utf-8"))
+    caches = json.loads((FACTS / "cache_npz.json").read_text(encoding="utf-8"))
+    assert arch.base_model_version() == training["base_model_version"]["chroma" if kind == "chroma" else "flux"]
+    spec = training["modelspec"][kind]
+    assert arch.model_spec()["architecture"] + "/lora" == spec["modelspec.architecture"]
+    for field in ("implementation", "resolution"):
+        assert arch.model_spec()[field] == spec[f"modelspec.{field}"]
+    assert sorted(arch.metadata()) == sorted(training["extra_metadata_keys"])
+    assert [*arch.text.arrays, *arch.text.must_match] == caches["text_encoder_keys"]["flux/chroma"]
+    assert arch.text.suffix == caches["text_encoder_suffix"]["flux/chroma"]
+    assert arch.latents.suffix == caches["latents_suffix"]["flux/chroma"]
+
+
 def test_caches_know_what_they_were_made_with(tmp_path: Path) -> None:
     arch = flux(tmp_path)
     first = arch.text_encoder_id()

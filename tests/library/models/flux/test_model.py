@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from library.models.flux import rope
 from library.models.flux.model import without_padding
 from library.models.flux.rope import RopeTables
 from tests.library.models.flux.small import CHROMA, DEV, SCHNELL, controlnet, inputs, transformer
@@ -48,6 +49,20 @@ def test_the_table_of_angles_is_made_once_for_each_size(monkeypatch: pytest.Monk
     assert made == [(2, 3), (3, 2)]
     model(**inputs(DEV, tokens=600))
     assert made == [(2, 3), (3, 2), (2, 3)], "a longer text than the table has room for"
+
+
+def test_tables_of_pictures_serve_training_too_and_old_ones_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = transformer(DEV), inputs(DEV)
+    with torch.inference_mode():
+        model(**given)
+    given["img"].requires_grad_()
+    model(**given).sum().backward()
+    assert given["img"].grad is not None
+    monkeypatch.setattr(rope, "MOST_TABLES", 2)
+    tables = RopeTables(32)
+    for side in (1, 2, 3):
+        tables((side, side), 1, torch.device("cpu"))
+    assert [size[:2] for size in tables._tables] == [(2, 2), (3, 3)]
 
 
 def test_heads_that_cannot_be_shared_among_three_axes_are_refused() -> None:
