@@ -74,7 +74,8 @@ def dialect(keys: list[str]) -> str:
 _DIALECTS = (
     (
         re.compile(r"\.lora_[AB]\.|\.lora\.(down|up)\.|lora_linear_layer"),
-        "it has the key names of PEFT or diffusers; convert it to lora_down / lora_up keys first",
+        "it has the key names of PEFT or diffusers; convert it to lora_down / lora_up keys first, a LoRA for FLUX.1 or "
+        "Chroma with networks/convert_flux_lora.py",
     ),
     (re.compile(r"\.(hada|lokr|oft|diff|dora)_"), "it was made by LyCORIS; use --network_module lycoris.kohya"),
     (re.compile(r"^lora_unet_(double|single)_blocks_"), "it is a LoRA for FLUX or HunyuanImage"),
