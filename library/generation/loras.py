@@ -42,9 +42,14 @@ class Loras:
     _networks: list[tuple[int, Any]] = field(default_factory=list)
 
     def on_text_encoders(self, encoders: Sequence[nn.Module], device: torch.device) -> None:
-        """Put what the files hold for text encoders on them."""
+        """Put what the files hold for text encoders on them; with a warning, leave out what is for other encoders."""
         for index, file in enumerate(self.files):
-            self._put(index, file.part(of_text_encoders=True), list(encoders), nn.Module(), device)
+            try:
+                self._put(index, file.part(of_text_encoders=True), list(encoders), nn.Module(), device)
+            except ValueError as error:
+                if not file.part(of_text_encoders=False):
+                    raise
+                logger.warning("%s: what it holds for text encoders is left out: %s", file.path, error)
 
     def on_denoiser(self, denoiser: nn.Module, device: torch.device) -> None:
         """Put what the files hold for the denoiser on it."""
