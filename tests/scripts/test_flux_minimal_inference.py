@@ -17,6 +17,7 @@ from PIL import Image
 from demo_flux_folder import FluxDemo
 from library.flags.settings import read_settings
 from library.models.flux.picture_flags import FLUX_PICTURES, PICTURE_RULES
+from tests.clients.flux_training import train_flux
 
 SCRIPT = Path(__file__).resolve().parents[2] / "flux_minimal_inference.py"
 Pictures = list[np.ndarray[Any, Any]]
@@ -108,6 +109,44 @@ def test_typed_prompts_make_pictures_until_an_empty_line(
         "1 multipliers for 0 LoRA files",
         "--x is not an option",
     ]
+
+
+@pytest.fixture(scope="module")
+def lora(small_flux: FluxDemo, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A LoRA on the transformer and on both text encoders, in parts and in layers before the blocks."""
+    folder = tmp_path_factory.mktemp("lora")
+    args = ["train_t5xxl=True", "split_qkv=True", "in_dims=[2,2,2,2,2]", "network_reg_dims=txt_mlp=2"]
+    train_flux(small_flux, folder, "--learning_rate", "3e-2", "--network_args", *args)
+    return str(folder / "small.safetensors")
+
+
+def test_a_lora_counts_as_strongly_as_its_multiplier_says_standing_or_merged(run: Run, lora: str) -> None:
+    (plain,), (half,), (full,) = (
+        run(*words) for words in ([], ["--lora_weights", f"{lora};0.5"], ["--lora_weights", lora])
+    )
+    (none,) = run("--lora_weights", f"{lora};0")
+    assert np.array_equal(plain, none)
+    assert 0.5 < difference(plain, half) < difference(plain, full)
+    (twice,) = run("--lora_weights", f"{lora};0.25", f"{lora};0.25")
+    assert difference(twice, half) < 0.1
+    (merged,) = run("--lora_weights", lora, "--merge_lora_weights")
+    assert difference(merged, full) < 0.1
+    (rounded,) = run("--lora_weights", lora, "--flux_dtype", "fp8", "--t5xxl_dtype", "fp8")
+    assert difference(rounded, full) < difference(rounded, plain)
+
+
+def test_typed_multipliers_change_the_lora(run: Run, lora: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("a star --d 1\na star --d 1 --m 0\na star --d 1"))
+    first, without, again = run("--interactive", "--lora_weights", lora)
+    (plain,) = run("--prompt", "a star", "--seed", "1")
+    assert np.array_equal(without, plain) and np.array_equal(without, again) and not np.array_equal(first, plain)
+
+
+def test_what_of_a_lora_fits_no_layer_is_said(run: Run, lora: str, caplog: pytest.LogCaptureFixture) -> None:
+    (plain,), (changed,) = run(kind="chroma"), run("--lora_weights", lora, kind="chroma")
+    assert not np.array_equal(plain, changed)
+    assert "belong to no layer, such as lora_te1_" in caplog.text
+    assert "belong to no layer, such as lora_unet_double_blocks_0_img_mod_lin" in caplog.text
 
 
 def test_files_that_do_not_fit_are_named(

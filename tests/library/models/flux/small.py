@@ -35,8 +35,8 @@ def transformer(shape: FluxShape, seed: int = 0) -> FluxTransformer | ChromaTran
     return with_random_weights(model, seed)
 
 
-def controlnet(seed: int = 0) -> FluxControlNet:
-    return with_random_weights(FluxControlNet(DEV), seed)
+def controlnet(shape: FluxShape = DEV, seed: int = 0) -> FluxControlNet:
+    return with_random_weights(FluxControlNet(shape), seed)
 
 
 def with_random_weights(model, seed: int):
