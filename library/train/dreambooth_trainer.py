@@ -64,6 +64,9 @@ class TrainedModels:
     def rest(self) -> None:
         """Nothing here depends on the batch."""
 
+    def before_update(self) -> None:
+        """Nothing is done to gradients."""
+
     def finish_update(self) -> None:
         """Nothing is changed after an update."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 from collections import deque
@@ -23,6 +24,14 @@ Writer = Callable[[Path], None]
 
 Check = Callable[[Path], None]
 """Reopens a written file; ValueError when other programs could not use it."""
+
+CURES: Mapping[int, str] = {
+    errno.ENOSPC: ": make room, keep fewer files (--save_last_n_steps, --save_last_n_epochs), or smaller ones "
+    "(--save_precision=fp16)",
+    errno.EACCES: ": --output_dir must be a folder that may be written to",
+    errno.EROFS: ": --output_dir must be a folder that may be written to",
+}
+"""What to do about an error of the system while saving."""
 
 STATE = "-state"
 """How the name of a state folder ends."""
@@ -241,7 +250,10 @@ def _write(write: Writer, path: Path, old: Path | None, check: Check | None, upl
             check(path)
     except Exception as error:
         # Said at once: when training itself fails before the next save, nobody asks for the result any more.
-        logger.error("%s could not be saved: %s", path, error)
+        message = f"{path} could not be saved: {error}{CURES.get(getattr(error, 'errno', None) or 0, '')}"
+        logger.error("%s", message)
+        if isinstance(error, OSError):
+            raise OSError(message) from error
         raise
     if uploads is not None:
         uploads.send(path)
