@@ -10,8 +10,12 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from demo_folder import DemoFolder
-from library.models.sd.model_writer import FOLDER_KINDS
+from library.files.weights import save_safetensors
+from library.models.sd.checkpoint import load_text_encoder
+from library.models.sd.model_writer import FOLDER_KINDS, ModelWriter
 from tests.clients.training_db import ModelRuns, SmallModelTrainer
+from tests.library.models.sd.test_model_writer import file_of_2x, writer
+from tests.library.models.sd.test_model_writer import trained as trained_weights
 
 KINDS = ("ckpt", "safetensors", "diffusers", "diffusers_safetensors")
 
@@ -77,3 +81,25 @@ def test_a_folder_makes_pictures_by_itself(trained: tuple[SmallModelTrainer, dic
     assert picture.size == (64, 64)
     assert pipeline.scheduler.config.prediction_type == "epsilon"
     assert pipeline.tokenizer("one white star").input_ids == trained[0].arch.tokenizer("one white star").input_ids
+
+
+@pytest.mark.parametrize("source", ["folder", "single file", "single file of that folder"])
+def test_2x_with_its_other_text_encoder_is_read_too(tmp_path: Path, source: str) -> None:
+    cpu, base = torch.device("cpu"), tmp_path / "base.safetensors"
+    save_safetensors(file_of_2x(), base)
+    new = trained_weights(base, True)
+    folder, single = tmp_path / "folder", tmp_path / "single.safetensors"
+    writer(base, True, "diffusers_safetensors", tmp_path).write(folder, new, {}, 1, 1)
+    if source == "folder":
+        pipeline = loaded("diffusers_safetensors", {"diffusers_safetensors": folder})
+    else:
+        made_from, weights = (base, new) if source == "single file" else (folder, {})
+        ModelWriter(made_from, None, True, "safetensors").write(single, weights, {}, 1, 1)
+        pipeline = loaded("safetensors", {"safetensors": single, "diffusers_safetensors": folder})
+    ids = torch.arange(77)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            pipeline.text_encoder(ids)[0], load_text_encoder(folder, True, torch.float32, cpu)(ids)
+        )
+    unet = pipeline.unet.state_dict()
+    assert all(torch.equal(unet[name], value) for name, value in new["unet"].items())

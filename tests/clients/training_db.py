@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 
 from demo_folder import DemoFolder
@@ -41,6 +42,12 @@ def db_settings(*words: str) -> Settings:
     return read_settings(
         TRAIN_DB, "test", DB_DEFAULTS, list(words), idle=DB_IDLE, rules=DB_RULES, absent=DB_ABSENT, choices=DB_CHOICES
     )
+
+
+def fresh_accelerate() -> None:
+    """Forget what accelerate keeps of the first run of a process, such as its precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 @dataclass(frozen=True)

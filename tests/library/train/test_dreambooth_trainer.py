@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 
 from demo_folder import DemoFolder
@@ -23,22 +22,16 @@ from library.train.flat_parameters import FlatParameters
 from library.train.step import step_loss
 from tests.clients.continuing import tensors
 from tests.clients.hub_server import HubServer
-from tests.clients.training_db import ModelRuns, SmallModelTrainer
+from tests.clients.training_db import ModelRuns, SmallModelTrainer, fresh_accelerate
 
 UNET, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.transformer.", "first_stage_model."
 
 
 @pytest.fixture(autouse=True)
 def _one_precision_a_test() -> Iterator[None]:
-    """accelerate keeps the first precision of a process."""
     fresh_accelerate()
     yield
     fresh_accelerate()
-
-
-def fresh_accelerate() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture

@@ -30,11 +30,17 @@ KINDS = ("ckpt", "safetensors", "diffusers", "diffusers_safetensors")
 
 
 def file_of_2x() -> dict[str, Tensor]:
+    """A small model of 2.x, with a table and a moving average as published files have them."""
     cases = Path(__file__).resolve().parents[3] / "parity" / "cases"
     tensors = {key: value for key, value in small_checkpoint(Sizes(vocabulary=100)).items() if "first_stage" in key}
     for name in ("sd21_unet", "sd21_text_encoder"):
         case = json.loads((cases / name / "case.json").read_text(encoding="utf-8"))
         tensors |= recipe.state_dict(case["checkpoint"])
+    width = tensors["cond_stage_model.model.ln_final.weight"].shape[0]
+    for key, value in tensors.items():
+        if key.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")):  # of the two cases neither fits the other
+            generator = torch.Generator().manual_seed(value.shape[0])
+            tensors[key] = torch.randn(value.shape[0], width, generator=generator) / width**0.5
     return tensors | {"betas": torch.linspace(0, 1, 1000, dtype=torch.float64), "model_ema.decay": torch.tensor(0.9)}
 
 
