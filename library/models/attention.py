@@ -43,28 +43,35 @@ def attention_mode(flags: AttentionFlags) -> AttentionMode:
     return AttentionMode.XFORMERS
 
 
+class KeyCounts:
+    """How many keys, from the first, the queries of each row of a batch look at.
+
+    An object rather than a tuple, since a compiler would make one program for every tuple that it meets.
+    """
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.counts = tuple(counts)
+
+
 def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     num_heads: int,
     mode: AttentionMode = AttentionMode.SDPA,
-    keys: Sequence[int] | None = None,
+    keys: KeyCounts | None = None,
 ) -> Tensor:
     """Multi-head attention: q [B, L, H*D], k and v [B, S, H*D] -> [B, L, H*D].
 
-    `keys` [B] says how many keys, from the first, each row looks at; None is all. They are numbers of Python, so that
-    nothing waits for the device, and short rows are computed by themselves: a mask would be written out as a matrix
-    [B, H, L, S] and rule out the fast kernels.
+    With `keys` each row looks at so many; None is all of them. Rows with different numbers are computed by
+    themselves: a mask would be written out as a matrix [B, H, L, S] and rule out the fast kernels.
     """
-    if keys is not None:
-        if min(keys) < max(keys):
-            rows = [
-                attention(q[i : i + 1], k[i : i + 1, :count], v[i : i + 1, :count], num_heads, mode)
-                for i, count in enumerate(keys)
-            ]
-            return torch.cat(rows)
-        k, v = k[:, : keys[0]], v[:, : keys[0]]
+    if keys is None:
+        return _attention(q, k, v, num_heads, mode)
+    return _by_row(q, k, v, num_heads, mode, keys)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, mode: AttentionMode) -> Tensor:
     if mode is AttentionMode.XFORMERS:
         import xformers.ops
 
@@ -79,6 +86,19 @@ def attention(
     else:
         out = torch.cat([_softmax_attention(rows, k, v) for rows in q.split(_QUERIES_AT_A_TIME, dim=2)], dim=2)
     return out.transpose(1, 2).flatten(2)
+
+
+# Between two compiled pieces, so that no program depends on the counts.
+@torch.compiler.disable
+def _by_row(q: Tensor, k: Tensor, v: Tensor, num_heads: int, mode: AttentionMode, keys: KeyCounts) -> Tensor:
+    counts = keys.counts
+    if min(counts) == max(counts):
+        return _attention(q, k[:, : counts[0]], v[:, : counts[0]], num_heads, mode)
+    rows = [
+        _attention(q[i : i + 1], k[i : i + 1, :count], v[i : i + 1, :count], num_heads, mode)
+        for i, count in enumerate(counts)
+    ]
+    return torch.cat(rows)
 
 
 # Few enough that the scores of 4096 keys stay at 64 MiB a head and float32.

@@ -14,13 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from library.models.attention import AttentionMode
+from library.models.attention import AttentionMode, KeyCounts
 from library.models.embeddings import timestep_embedding
 from library.models.flux.rope import RopeTables
-from library.models.flux.stream import DoubleStreamBlock, KeyCounts, LastLayer, SingleStreamBlock
+from library.models.flux.stream import DoubleStreamBlock, LastLayer, SingleStreamBlock
 
 TIME_DIM = 256
 """Width of the sinusoids of time and guidance."""
+TEXT_STEP = 32
+"""Texts are cut at multiples of this many tokens."""
 TIME_FACTOR = 1000.0
 """Time and guidance are multiplied by this before they become sinusoids."""
 
@@ -176,12 +178,16 @@ def sinusoids(values: Tensor, dim: int) -> Tensor:
 
 
 def without_padding(txt: Tensor, lengths: Sequence[int] | None, image_tokens: int) -> tuple[Tensor, KeyCounts | None]:
-    """`txt` [B, T, D] cut to its longest row, and how many keys each row then has; None where all have the same."""
+    """`txt` [B, T, D] cut to its longest row, and how many keys each row looks at; None where that is all of them.
+
+    It is cut at a multiple of 32 tokens: captions have any length, and each other shape costs a compiler a program and
+    the allocator a piece of memory.
+    """
     if lengths is None:
         return txt, None
-    longest = max(lengths)
-    ragged = min(lengths) < longest
-    return txt[:, :longest], tuple(image_tokens + length for length in lengths) if ragged else None
+    tokens = min(-(-max(lengths) // TEXT_STEP) * TEXT_STEP, txt.shape[1])
+    everything = min(lengths) == tokens
+    return txt[:, :tokens], None if everything else KeyCounts([image_tokens + length for length in lengths])
 
 
 def image_first(x: Tensor, image_tokens: int, text_tokens: int) -> Tensor:

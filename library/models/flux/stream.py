@@ -12,13 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from library.models.attention import AttentionMode, attention
+from library.models.attention import AttentionMode, KeyCounts, attention
 
 EPS = 1e-6
 """Of every norm."""
-
-KeyCounts = tuple[int, ...]
-"""How many keys, from the first, the queries of each row look at."""
 
 
 class DoubleStreamBlock(nn.Module):
@@ -31,7 +28,6 @@ class DoubleStreamBlock(nn.Module):
     def __init__(self, width: int, num_heads: int, mlp_width: int, has_modulation: bool = True) -> None:
         super().__init__()
         self.mode = AttentionMode.SDPA
-        self.num_heads = num_heads
         self.img_mod = Modulation(width, 6) if has_modulation else nn.Identity()
         self.img_norm1 = LayerNorm(width)
         self.img_attn = JointAttention(width, num_heads)

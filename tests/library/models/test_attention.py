@@ -9,7 +9,7 @@ import torch
 
 from library.flags.run import AttentionFlags
 from library.models import attention as module
-from library.models.attention import AttentionMode, attention, attention_mode
+from library.models.attention import AttentionMode, KeyCounts, attention, attention_mode
 
 
 def test_all_modes_agree_with_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,9 +47,9 @@ def test_a_missing_xformers_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("mode", [AttentionMode.PLAIN, AttentionMode.SDPA, AttentionMode.MEMORY_EFFICIENT])
 def test_rows_may_look_at_different_numbers_of_keys(mode: AttentionMode) -> None:
     q, k, v = (torch.randn(3, 5, 8) for _ in range(3))
-    out = attention(q, k, v, 2, mode, keys=(5, 2, 3))
+    out = attention(q, k, v, 2, mode, KeyCounts((5, 2, 3)))
     for row, count in enumerate((5, 2, 3)):
         alone = attention(q[row : row + 1], k[row : row + 1, :count], v[row : row + 1, :count], 2, mode)
         torch.testing.assert_close(out[row : row + 1], alone)
-    same = attention(q, k, v, 2, mode, keys=(3, 3, 3))
+    same = attention(q, k, v, 2, mode, KeyCounts((3, 3, 3)))
     torch.testing.assert_close(same, attention(q, k[:, :3], v[:, :3], 2, mode))

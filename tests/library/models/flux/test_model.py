@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from library.models.flux import rope
 from library.models.flux.model import without_padding
@@ -31,12 +35,14 @@ def test_what_stands_in_the_padding_does_not_matter(shape) -> None:
     assert torch.equal(first, model(**given, lengths=(3, 4)))
 
 
-def test_captions_of_one_length_need_no_variable_attention() -> None:
-    txt = torch.zeros(2, 5, 4)
-    short, keys = without_padding(txt, (3, 3), 6)
-    assert short.shape == (2, 3, 4) and keys is None
-    assert without_padding(txt, (3, 4), 6)[1] == (9, 10)
-    assert without_padding(txt, None, 6) == (txt, None)
+def test_texts_are_cut_in_steps_and_rows_keep_their_counts() -> None:
+    def cut(lengths: tuple[int, ...] | None) -> tuple[int, tuple[int, ...] | None]:
+        txt, keys = without_padding(torch.zeros(2, 80, 4), lengths, 6)
+        return txt.shape[1], None if keys is None else keys.counts
+
+    assert cut(None) == (80, None) and cut((80, 80)) == (80, None)
+    assert cut((3, 3)) == (32, (9, 9)) and cut((3, 33)) == (64, (9, 39))
+    assert cut((32, 32)) == (32, None) and cut((70, 1)) == (80, (76, 7))
 
 
 def test_the_table_of_angles_is_made_once_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,13 +102,30 @@ def test_a_controlnet_gives_a_residual_for_each_of_its_blocks_and_the_picture_st
     assert not torch.equal(first[0], net(inputs(DEV)["img"], -control, *given.values())[0])
 
 
-@pytest.mark.parametrize("lengths", [None, (3, 5)], ids=["whole", "ragged"])
-def test_a_compiled_block_is_one_graph_and_answers_the_same(lengths: tuple[int, int] | None) -> None:
+def test_compiled_blocks_are_the_same_programs_for_captions_of_all_lengths() -> None:
     model, given = transformer(DEV), inputs(DEV)
-    expected = model(**given, lengths=lengths)
-    for block in [*model.double_blocks, *model.single_blocks]:
-        block.forward = torch.compile(block.forward, backend="eager", fullgraph=True)
-    torch.testing.assert_close(model(**given, lengths=lengths), expected, atol=1e-5, rtol=1e-5)
+    given["img"].requires_grad_()
+    lengths = (None, (3, 5), (4, 2), (5, 5), (3, 3))
+    expected = [answer_and_gradient(model, given, row) for row in lengths]
+    programs = CompileCounterWithBackend("aot_eager")
+    for kind in (model.double_blocks, model.single_blocks):
+        compiled = torch.compile(type(kind[0]).forward, backend=programs, dynamic=False)
+        for block in kind:
+            block.forward = partial(compiled, block)
+    made = []
+    for row, (answer, gradient) in zip(lengths, expected, strict=True):
+        ours = answer_and_gradient(model, given, row)
+        torch.testing.assert_close(ours[0], answer, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours[1], gradient, atol=1e-5, rtol=1e-5)
+        made.append(programs.frame_count)
+    assert 0 < made[0] < made[1], "one set of programs for whole texts, one for counted ones"
+    assert made[1:] == [made[1]] * 4
+
+
+def answer_and_gradient(model: Any, given: dict[str, Any], lengths: Any) -> tuple[Tensor, Tensor]:
+    answer = model(**given, lengths=lengths)
+    (gradient,) = torch.autograd.grad(answer.square().sum(), given["img"])
+    return answer.detach(), gradient
 
 
 def test_a_block_keeps_its_number_format() -> None:
