@@ -1,4 +1,4 @@
-"""How fast and how large is it? `python tools/bench.py [startup] [load] [merge] [step] [counts] [dataset]`: a table.
+"""How fast and how large is it? `python tools/bench.py [startup] [load] [step] [counts] [dataset] [gpu]`: a table.
 
 Run it with the Python of `.venv`. Times are those of this machine; counts are the same on every one.
 """
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,13 +34,17 @@ def main() -> int:
     """Measure what was asked for and print it as Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", nargs="*", help=f"any of: {', '.join(BENCHES)}; all of them if none is named")
+    parser.add_argument(
+        "--family", choices=FAMILIES, default="sd", help="of the model, for counts and gpu (default: sd)"
+    )
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.what) - BENCHES.keys())
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(BENCHES)}")
     print(f"commit {commit()}, {machine()}\n\n| measure | value | target |\n|---|---|---|", flush=True)
-    for name in arguments.what or BENCHES:
-        for row in BENCHES[name]():
+    benches = BENCHES | FAMILIES[arguments.family]
+    for name in arguments.what or (name for name in BENCHES if name != "gpu"):
+        for row in benches[name]():
             print(f"| {row.measure} | {row.value} | {row.target} |", flush=True)
     return 0
 
@@ -98,6 +103,21 @@ def counts() -> list[Row]:
     ]
 
 
+def flux_counts() -> list[Row]:
+    """What a step of FLUX.1-dev at full size makes a GPU do; the last column has the figures of sd-scripts."""
+    return [Row(*row) for row in run_script("bench_flux.py")]
+
+
+def gpu() -> list[Row]:
+    """There is nothing at full size to measure for Stable Diffusion yet."""
+    raise SystemExit("gpu needs --family flux")
+
+
+def flux_gpu() -> list[Row]:
+    """Steps of FLUX.1-dev at full size on a GPU, weights made up."""
+    return [Row(*row) for row in run_script("bench_gpu.py")]
+
+
 def dataset() -> list[Row]:
     """Finding, reading and caching images."""
     found = run_script("bench_dataset.py")
@@ -130,17 +150,19 @@ BENCHES: dict[str, Callable[[], list[Row]]] = {
     "step": step,
     "counts": counts,
     "dataset": dataset,
+    "gpu": gpu,
 }
+FAMILIES: dict[str, dict[str, Callable[[], list[Row]]]] = {"sd": {}, "flux": {"counts": flux_counts, "gpu": flux_gpu}}
+"""Family -> the measurements that it has of its own."""
 
 
-def run_script(script: str, *arguments: str) -> dict[str, float]:
-    """The numbers that a measuring script prints; each has a process of its own, so that none sees another's memory."""
+def run_script(script: str, *arguments: str) -> Any:
+    """What a measuring script prints; each has a process of its own, so that none sees another's memory."""
     command = [sys.executable, str(ROOT / "tools" / script), *arguments]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=False)
     if done.returncode != 0:
         raise SystemExit(f"{script} failed, see above")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def run_measured(command: list[str]) -> tuple[float, float]:
