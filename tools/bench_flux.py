@@ -41,20 +41,16 @@ def rows() -> Iterator[tuple[str, str, str]]:
         for recompute, name in NAMES.items():
             found, bare = step_counts(form, recompute), step_counts(form, recompute, adapted=False)
             lora = (found.elementwise - bare.elementwise) / GB
-            text = (
-                f"{found.elementwise / GB:.0f} GB elementwise, of these LoRA {lora:.0f}; {found.flops / 1e12:.0f} TFLOP"
-            )
-            known = [f"{REFERENCE_STEP[form]} GB, LoRA about 300"] if recompute is Recompute.ALL else []
-            known += [f"{REFERENCE_FLOPS[recompute]} TFLOP"] if recompute in REFERENCE_FLOPS else []
-            yield f"{form}, step, {name}", text + f"; {found.kept / 2**30:.1f} GiB kept", "; ".join(known)
+            products = f"{found.flops / 1e12:.0f} TFLOP; {found.kept / 2**30:.1f} GiB kept"
+            there = [f"{REFERENCE_STEP[form]} GB, LoRA about 300"] if recompute is Recompute.ALL else []
+            there += [f"{REFERENCE_FLOPS[recompute]} TFLOP"] if recompute in REFERENCE_FLOPS else []
+            text = f"{found.elementwise / GB:.0f} GB elementwise, of these LoRA {lora:.0f}; {products}"
+            yield f"{form}, step, {name}", text, "; ".join(there)
     for form in FORMATS:
         for count in SWAPS:
-            known = f"{REFERENCE_EXCHANGE[count]} GB" if form == "bf16" and count in REFERENCE_EXCHANGE else ""
-            yield (
-                f"{form}, uploaded in a step, {count} blocks swapped",
-                f"{uploaded_per_step(form, count) / GB:.1f} GB",
-                known,
-            )
+            exchanged = f"{REFERENCE_EXCHANGE[count]} GB" if form == "bf16" and count in REFERENCE_EXCHANGE else ""
+            size = f"{uploaded_per_step(form, count) / GB:.1f} GB"
+            yield f"{form}, uploaded in a step, {count} blocks swapped", size, exchanged
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def main() -> int:
 def measured(index: int) -> str:
     """One variant in words."""
     command = [sys.executable, __file__, str(index)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return "does not fit" if "OutOfMemory" in last else f"failed: {last}"

@@ -87,7 +87,7 @@ def run(
     is_gpu = device.type == "cuda"
     copier: Copier = TimedCopier(device) if is_gpu else make_copier(device)
     model, adapters = _model(shape, variant, device, copier)
-    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-4, fused=is_gpu)
+    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2, fused=is_gpu)
     generator = torch.Generator().manual_seed(0)
 
     def noise(*sides: int) -> Tensor:
