@@ -8,19 +8,42 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image
 
+from demo_flux_folder import T5_FOLDER, write_t5_tokenizer
 from demo_pictures import words
 from demo_tokenizer import FOLDER, write_tokenizer
 from header_only import write_hollow_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-PRESETS = {"sd15": ("train_network.py", "sd15")}
-"""Start of a preset's name -> its script, and the published checkpoint that it is for."""
+
+MODEL = "pretrained_model_name_or_path"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the presets of a family are for."""
+
+    script: str
+    files: Mapping[str, str]
+    """Flag -> the published file that it names."""
+    side: int
+    """Of a picture, in pixels."""
+
+
+FAMILIES = {
+    "sd15": Family("train_network.py", {MODEL: "sd15"}, 512),
+    "flux": Family(
+        "flux_train_network.py", {MODEL: "flux_dev", "clip_l": "clip_l", "t5xxl": "t5xxl", "ae": "flux_ae"}, 1024
+    ),
+}
+"""Start of a preset's name -> its family."""
 MARK = "# memory by --dry_run"
 NUM_PICTURES = 8
 
@@ -31,8 +54,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write the numbers into the presets")
     write = parser.parse_args().write
     for preset in sorted((ROOT / "configs").glob("*.toml")):
-        script, facts = PRESETS[preset.stem.partition("_")[0]]
-        rows = measured(preset, script, facts)
+        rows = measured(preset, FAMILIES[preset.stem.partition("_")[0]])
         print(preset.name, *rows, sep="\n")
         if write:
             text = preset.read_text(encoding="utf-8")
@@ -47,19 +69,22 @@ def with_comment(text: str, rows: list[str]) -> str:
     return f"{text.partition(MARK)[0]}{MARK}, {about}:\n{lines}"
 
 
-def measured(preset: Path, script: str, facts: str) -> list[str]:
+def measured(preset: Path, family: Family) -> list[str]:
     """The rows of the memory table of a dry run on pictures of the preset's resolution."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_hollow_checkpoint(folder / "model.safetensors", facts)
+        files = []
+        for flag, facts in family.files.items():
+            write_hollow_checkpoint(folder / f"{facts}.safetensors", facts)
+            files += [f"--{flag}", str(folder / f"{facts}.safetensors")]
         write_tokenizer(folder / FOLDER, words())
+        write_t5_tokenizer(folder / T5_FOLDER, words())
         pictures = folder / "images" / "1_picture"
         pictures.mkdir(parents=True)
         for number in range(NUM_PICTURES):
-            Image.new("RGB", (512, 512)).save(pictures / f"{number}.png")
+            Image.new("RGB", (family.side, family.side)).save(pictures / f"{number}.png")
         command = [
-            *(sys.executable, script, "--dry_run", "--config_file", str(preset), "--console_log_simple"),
-            *("--pretrained_model_name_or_path", str(folder / "model.safetensors")),
+            *(sys.executable, family.script, *files, "--dry_run", "--config_file", str(preset), "--console_log_simple"),
             *("--tokenizer_cache_dir", str(folder), "--train_data_dir", str(folder / "images")),
             *("--output_dir", str(folder / "out")),
         ]

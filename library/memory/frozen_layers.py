@@ -122,9 +122,9 @@ def round_weights(model: nn.Module, quantizer: Quantizer) -> None:
 def frozen_layers(module: nn.Module) -> Iterator[tuple[nn.Module, FrozenLayer]]:
     """The layers in `module` that have a handle, and the handle; also where a network stands in them."""
     for part in module.modules():
-        for value in part.__dict__.values():
-            if isinstance(value, FrozenLayer):
-                yield part, value
+        handles = (value for value in part.__dict__.values() if isinstance(value, FrozenLayer))
+        if (handle := next(handles, None)) is not None:  # an adapter holds its layer's more than once
+            yield part, handle
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -10,6 +10,7 @@ from library.memory.checkpointing import saved_for_backward
 from library.memory.fp8 import Format, Scaling, dequantize, quantize
 from library.memory.frozen_layers import attach_frozen_layers, frozen_layers
 from networks.core.adapter import Dropout, LoraAdapter, Strength, stand_in
+from tests.library.memory.toys import adapt, small_model
 
 
 def rounded(layer: Any, scaling: Scaling) -> tuple[nn.Module, nn.Module]:
@@ -95,6 +96,13 @@ def test_only_frozen_plain_layers_get_a_handle() -> None:
     model[0].weight.requires_grad_(True)
     attached = attach_frozen_layers(model, wanted=lambda layer: True)
     assert attached == [model[1]] and [module for module, _ in frozen_layers(model)] == [model[1]]
+
+
+def test_a_layer_under_an_adapter_has_one_handle() -> None:
+    model = small_model(2)
+    before = [handle for _, handle in frozen_layers(model)]
+    adapt(model.blocks)
+    assert [handle for _, handle in frozen_layers(model)] == before and len(before) == 4
 
 
 def test_a_module_that_would_calculate_with_float8_gets_16_bits() -> None:
