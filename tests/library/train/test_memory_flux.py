@@ -137,4 +137,4 @@ def test_a_dry_run_counts_what_streams_as_being_elsewhere(
 
     whole, away = denoiser(), denoiser("--blocks_to_swap=4", "--gradient_checkpointing")
     assert "6 blocks lie in main memory and have 2 buffers here" in away
-    assert float(away.split()[1]) < 0.75 * float(whole.split()[1])
+    assert float(away.split()[1]) < 0.85 * float(whole.split()[1])
