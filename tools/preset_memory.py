@@ -39,6 +39,7 @@ class Family:
 
 FAMILIES = {
     "sd15": Family("train_network.py", {MODEL: "sd15"}, 512),
+    "sd15db": Family("train_db.py", {MODEL: "sd15"}, 512),
     "flux": Family(
         "flux_train_network.py", {MODEL: "flux_dev", "clip_l": "clip_l", "t5xxl": "t5xxl", "ae": "flux_ae"}, 1024
     ),

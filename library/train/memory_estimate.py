@@ -17,6 +17,7 @@ from library.flags.dataset import CacheFlags, DatasetFlags, TextCacheFlags
 from library.flags.dreambooth import DreamBoothFlags
 from library.flags.network import NetworkFlags
 from library.flags.optimizer import OptimizerFlags
+from library.flags.output import EmaFlags
 from library.flags.run import MemoryFlags, PrecisionFlags
 from library.flags.settings import Settings
 from library.memory.block_swap import BUFFERS
@@ -91,7 +92,11 @@ def estimate_memory(
     if models.vae is not None and not cached:
         frozen["VAE"] = [models.vae]
     known = {id(parameter) for parameter in parameters}
-    needs = [Need(name, weight_bytes(modules, known), "weights of the file") for name, modules in frozen.items()]
+    needs = [
+        Need(name, weight_bytes(modules, known), "weights of the file")
+        for name, modules in frozen.items()
+        if has_weights(modules, known)
+    ]
     if room.streamed:
         away = room.bytes_away(models.denoiser)
         text = f"{len(room.streamed)} blocks lie in main memory and have {BUFFERS} buffers here"
@@ -101,6 +106,8 @@ def estimate_memory(
         gradients(settings[OptimizerFlags], parameters),
         Need("optimizer", int(count * state), f"{state:.3g} bytes a number, measured on a small one"),
     ]
+    if settings[EmaFlags].ema_decay is not None:
+        needs.append(Need("moving average", of_trained, "a copy of the trained weights"))
     batch_size, (width, height) = largest_batch(data)
     peak, how = activations(settings, arch, room, models, trained, batch_size, (width, height))
     one_step = int(peak * (1 + FRAGMENTATION))
@@ -122,6 +129,11 @@ def gradients(flags: OptimizerFlags, parameters: Sequence[nn.Parameter]) -> Need
     if flags.fused_backward_pass:
         return Need("gradients", max(sizes, default=0), "one at a time")
     return Need("gradients", sum(sizes), "one for each")
+
+
+def has_weights(modules: Sequence[nn.Module], without: set[int]) -> bool:
+    """Whether any parameter is not among those whose ids are in `without`: a part may be trained as a whole."""
+    return any(id(parameter) not in without for module in modules for parameter in module.parameters())
 
 
 def weight_bytes(modules: Sequence[nn.Module], without: set[int]) -> int:

@@ -14,13 +14,15 @@ from library.flags.settings import read_settings
 from library.flags.trainers import TRAIN_NETWORK
 from library.models.flux.flags import FLUX_IDLE, FLUX_TRAIN_NETWORK
 from library.models.flux.rules import FLUX_RULES
+from tests.clients.training_db import db_settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-SD15, FLUX = (sorted(CONFIGS.glob(f"{family}_*.toml")) for family in ("sd15", "flux"))
+SD15, SD15DB, FLUX = (sorted(CONFIGS.glob(f"{family}_*.toml")) for family in ("sd15", "sd15db", "flux"))
 
 
 def test_there_are_presets() -> None:
     assert [path.name for path in SD15] == ["sd15_12gb.toml", "sd15_8gb.toml"]
+    assert {path.name for path in SD15DB} == {f"sd15db_{size}gb.toml" for size in (8, 12, 24)}
     assert {path.name for path in FLUX} == {f"flux_{size}gb.toml" for size in (8, 12, 16, 24)}
 
 
@@ -52,7 +54,18 @@ def test_a_preset_for_flux_is_read_without_a_word(path: Path, tmp_path: Path) ->
     assert (values["resolution"], values["fp8_scaled"], values["blocks_to_swap"]) == ((1024, 1024), True, 35)
 
 
-@pytest.mark.parametrize("path", [*SD15, *FLUX], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SD15DB, ids=lambda path: path.stem)
+def test_a_preset_for_whole_models_is_read_without_a_word(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    rest = ["--pretrained_model_name_or_path", str(tmp_path / "model.safetensors"), "--train_data_dir", str(tmp_path)]
+    settings = db_settings("--config_file", str(path), "--output_dir", str(tmp_path), *rest)
+    assert settings.warnings == ()
+    values = settings.values()
+    for key, value in toml.loads(path.read_text(encoding="utf-8")).items():
+        assert key == "resolution" or values[key] == (tuple(value) if isinstance(value, list) else value), key
+
+
+@pytest.mark.parametrize("path", [*SD15, *SD15DB, *FLUX], ids=lambda path: path.stem)
 def test_a_preset_says_what_a_dry_run_found_and_it_fits_with_room_to_spare(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     (total,) = re.findall(r"^#  in all +([\d.]+) GB", text, re.MULTILINE)
