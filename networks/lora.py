@@ -17,11 +17,12 @@ from networks.core.blocks import (
     read_lr_weights,
     sd_block_index,
 )
-from networks.core.key_names import AdapterShape, adapter_name, adapter_shapes, check_known, clip_path
+from networks.core.key_names import AdapterShape, adapter_name, check_known, clip_path
+from networks.core.kinds import CONV_ARGS, AdaptersInFile, Kind, Lora, known_args, refuse_sizes
 from networks.core.network import LoraNetwork, read_network_weights
 from networks.core.options import NetworkArgs
 from networks.core.targets import Target
-from networks.core.training_args import TRAINING_ARGS, read_dropout, read_lora_plus
+from networks.core.training_args import read_dropout, read_lora_plus
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,7 @@ CONVOLUTIONAL = (".resnets.", ".downsamplers.", ".upsamplers.")
 """What comes on top with convolutions: their 3x3 convolutions, and their linear layers and 1x1 convolutions too."""
 TEXT_ENCODER = (".self_attn.", ".mlp.")
 
-_CONV_ARGS = ("conv_dim", "conv_alpha")
-_KNOWN_ARGS = (*_CONV_ARGS, *BLOCK_ARGS, *TRAINING_ARGS)
+_BLOCK_SIZES = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
 
 # Where siblings stand in a network, whatever their order in the model: it is the order of the keys in published files,
 # and it decides which random numbers a layer starts from.
@@ -63,42 +63,7 @@ def create_network(
     Raises:
         ValueError: `kwargs`, the --network_args, hold an unknown key or a bad value.
     """
-    args = NetworkArgs(kwargs, _KNOWN_ARGS, "networks.lora")
-    rank = 4 if network_dim is None else network_dim
-    if rank < 1:
-        raise ValueError(f"--network_dim {rank}: expected 1 or more")
-    linear = AdapterShape(rank, (1.0 if network_alpha is None else float(network_alpha)) or float(rank))
-    conv = _conv_shape(args)
-    blocks = read_block_settings(args, SD_BLOCKS, linear, conv)
-
-    def shape_of(path: str, layer: nn.Module) -> AdapterShape | None:
-        block = sd_block_index(path)
-        if blocks.lr_weights is not None and not blocks.lr_weights[block]:
-            return None
-        convolutional = any(part in f".{path}" for part in CONVOLUTIONAL)
-        covers_convs = conv is not None or blocks.conv is not None
-        if convolutional and not covers_convs:
-            return None
-        if _is_linear(layer):
-            return linear if blocks.linear is None else blocks.linear[block]
-        return conv if blocks.conv is None else blocks.conv[block]
-
-    unet_targets = []
-    for path, parent, attribute, layer in adaptable_layers(unet, ATTENTION + CONVOLUTIONAL):
-        shape = shape_of(path, layer)
-        if shape is not None and shape.rank > 0:
-            unet_targets.append(_unet_target(path, parent, attribute, shape, blocks))
-    encoder_targets = [
-        [
-            Target(adapter_name(prefix, clip_path(path)), parent, attribute, linear)
-            for path, parent, attribute, _ in found
-        ]
-        for prefix, found in _encoder_layers(text_encoder)
-    ]
-    logger.info("LoRA of rank %d, alpha %g%s", linear.rank, linear.alpha, "" if conv is None else f", 3x3 convs {conv}")
-    return LoraNetwork(
-        encoder_targets, unet_targets, multiplier, read_dropout(args, neuron_dropout), read_lora_plus(args)
-    )
+    return build(Lora, multiplier, network_dim, network_alpha, text_encoder, unet, neuron_dropout, kwargs)
 
 
 def create_network_from_weights(
@@ -114,39 +79,107 @@ def create_network_from_weights(
 ) -> tuple[LoraNetwork, Mapping[str, Tensor]]:
     """A network with the layers, ranks and alphas of `file` or `weights_sd`, and the weights, not yet loaded into it.
 
+    Adapters of other kinds (LoHa, LoKr, OFT, DoRA) in the file are those kinds in the network.
+
     Raises:
         ValueError: no key of the weights belongs to this model, or `kwargs` hold an unknown key or a bad value.
     """
-    args = NetworkArgs(kwargs, _KNOWN_ARGS, "networks.lora")
-    for key in (*_CONV_ARGS, "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas"):
-        if key in args:
-            raise ValueError(f"--network_args {key} has no effect with --dim_from_weights: sizes come from the file")
+    return build_from_weights(
+        Lora, multiplier, file, text_encoder, unet, weights_sd, for_inference, neuron_dropout, kwargs
+    )
+
+
+def build(
+    kind_of: type[Kind],
+    multiplier: float,
+    network_dim: int | None,
+    network_alpha: float | None,
+    text_encoder: nn.Module | Sequence[nn.Module],
+    unet: nn.Module,
+    neuron_dropout: float | None,
+    values: Mapping[str, Any],
+) -> LoraNetwork:
+    """`create_network` with adapters of any kind; `values` are the --network_args."""
+    args = NetworkArgs(values, known_args(kind_of, BLOCK_ARGS), kind_of.name)
+    kind = kind_of(args)
+    rank = 4 if network_dim is None else network_dim
+    if rank < 1:
+        raise ValueError(f"--network_dim {rank}: expected 1 or more")
+    linear = AdapterShape(rank, (kind.default_alpha if network_alpha is None else float(network_alpha)) or float(rank))
+    conv = kind.conv_shape(args, linear)
+    blocks = read_block_settings(args, SD_BLOCKS, linear, conv)
+
+    def shape_of(path: str, layer: nn.Module) -> AdapterShape | None:
+        block = sd_block_index(path)
+        if not kind.covers(path) or blocks.lr_weights is not None and not blocks.lr_weights[block]:
+            return None
+        convolutional = any(part in f".{path}" for part in CONVOLUTIONAL)
+        covers_convs = conv is not None or blocks.conv is not None
+        if convolutional and not covers_convs:
+            return None
+        if _is_linear(layer):
+            return linear if blocks.linear is None else blocks.linear[block]
+        return conv if blocks.conv is None else blocks.conv[block]
+
+    unet_targets = []
+    for path, parent, attribute, layer in adaptable_layers(unet, ATTENTION + CONVOLUTIONAL):
+        shape = shape_of(path, layer)
+        if shape is not None and shape.rank > 0:
+            name = kind.adapter_name(adapter_name(UNET_PREFIX, path))
+            unet_targets.append(_unet_target(name, path, parent, attribute, shape, blocks))
+    encoder_targets = [
+        [
+            Target(kind.adapter_name(adapter_name(prefix, clip_path(path))), parent, attribute, linear)
+            for path, parent, attribute, _ in found
+        ]
+        for prefix, found in _encoder_layers(text_encoder if kind.of_text_encoders else ())
+    ]
+    convs = "" if conv is None else f"; convolutions rank {conv.rank}, alpha {conv.alpha:g}"
+    logger.info("%s of rank %d, alpha %g%s", kind.name, linear.rank, linear.alpha, convs)
+    dropout = read_dropout(args, neuron_dropout)
+    return LoraNetwork(encoder_targets, unet_targets, multiplier, dropout, read_lora_plus(args), kind)
+
+
+def build_from_weights(
+    kind_of: type[Kind],
+    multiplier: float,
+    file: str | None,
+    text_encoder: nn.Module | Sequence[nn.Module],
+    unet: nn.Module,
+    weights_sd: Mapping[str, Tensor] | None,
+    for_inference: bool,
+    neuron_dropout: float | None,
+    values: Mapping[str, Any],
+) -> tuple[LoraNetwork, Mapping[str, Tensor]]:
+    """`create_network_from_weights` with training for adapters of `kind_of`; `values` are the --network_args."""
+    args = NetworkArgs(values, known_args(kind_of, BLOCK_ARGS), kind_of.name)
+    refuse_sizes(args, (*kind_of.size_args, *CONV_ARGS, *_BLOCK_SIZES))
+    kind = kind_of(args)
     if weights_sd is None:
         assert file is not None, "either a file or its weights"
         weights_sd = read_network_weights(file)
-    shapes = adapter_shapes(weights_sd)
+    shapes = AdaptersInFile(weights_sd)
     blocks = BlockSettings(lr_weights=read_lr_weights(args, SD_BLOCKS))
 
-    known = []
     unet_targets = []
     for path, parent, attribute, _ in adaptable_layers(unet, ATTENTION + CONVOLUTIONAL):
-        name = adapter_name(UNET_PREFIX, path)
-        known.append(name)
+        found = shapes.find(adapter_name(UNET_PREFIX, path))
         frozen = blocks.lr_weights is not None and not blocks.lr_weights[sd_block_index(path)]
-        if name in shapes and not frozen:
-            unet_targets.append(_unet_target(path, parent, attribute, shapes[name], blocks))
+        if found is not None and not frozen:
+            unet_targets.append(_unet_target(found[0], path, parent, attribute, found[1], blocks))
     encoder_targets = []
-    for prefix, found in _encoder_layers(text_encoder):
-        named = [(adapter_name(prefix, clip_path(path)), parent, attribute) for path, parent, attribute, _ in found]
-        known += [name for name, _, _ in named]
-        encoder_targets.append(
-            [Target(name, parent, attribute, shapes[name]) for name, parent, attribute in named if name in shapes]
-        )
-    foreign = check_known(weights_sd, known, file)
+    for prefix, layers in _encoder_layers(text_encoder):
+        named = [
+            (shapes.find(adapter_name(prefix, clip_path(path))), parent, attribute)
+            for path, parent, attribute, _ in layers
+        ]
+        encoder_targets.append([Target(found[0], *place, found[1]) for found, *place in named if found is not None])
+    foreign = check_known(weights_sd, shapes.asked, file)
     if foreign:
         logger.warning("%s: %d keys belong to no layer, such as %s", file or "weights", len(foreign), foreign[0])
     dropout = Dropout() if for_inference else read_dropout(args, neuron_dropout)
-    return LoraNetwork(encoder_targets, unet_targets, multiplier, dropout, read_lora_plus(args)), weights_sd
+    network = LoraNetwork(encoder_targets, unet_targets, multiplier, dropout, read_lora_plus(args), kind)
+    return network, weights_sd
 
 
 def adaptable_layers(model: nn.Module, parts: Sequence[str]) -> list[tuple[str, nn.Module, str, nn.Module]]:
@@ -175,8 +208,9 @@ def _encoder_layers(
         yield prefix, adaptable_layers(encoder, TEXT_ENCODER)
 
 
-def _unet_target(path: str, parent: nn.Module, attribute: str, shape: AdapterShape, blocks: BlockSettings) -> Target:
-    name = adapter_name(UNET_PREFIX, path)
+def _unet_target(
+    name: str, path: str, parent: nn.Module, attribute: str, shape: AdapterShape, blocks: BlockSettings
+) -> Target:
     if blocks.lr_weights is None:
         return Target(name, parent, attribute, shape)
     block = sd_block_index(path)
@@ -186,12 +220,3 @@ def _unet_target(path: str, parent: nn.Module, attribute: str, shape: AdapterSha
 def _is_linear(layer: nn.Module) -> bool:
     """Whether `layer` mixes channels only: linear, or a 1x1 convolution."""
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
-
-
-def _conv_shape(args: NetworkArgs) -> AdapterShape | None:
-    rank, alpha = args.integer("conv_dim"), args.number("conv_alpha")
-    if rank is None:
-        if alpha is not None and "conv_block_dims" not in args:
-            raise ValueError("--network_args conv_alpha needs conv_dim")
-        return None
-    return AdapterShape(rank, (1.0 if alpha is None else alpha) or float(rank))

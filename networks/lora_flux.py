@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from networks.core.adapter import Dropout
-from networks.core.key_names import AdapterShape, adapter_name, adapter_shapes, check_known, clip_path
+from networks.core.key_names import AdapterShape, adapter_name, check_known, clip_path
+from networks.core.kinds import CONV_ARGS, AdaptersInFile, Kind, Lora, known_args, refuse_sizes
 from networks.core.network import LoraNetwork, read_network_weights
 from networks.core.options import NetworkArgs
 from networks.core.patterns import REG_ARGS, NamePatterns, read_indices, read_list, read_patterns
 from networks.core.targets import Target
-from networks.core.training_args import GGPO_ARGS, TRAINING_ARGS, read_dropout, read_ggpo, read_lora_plus
+from networks.core.training_args import GGPO_ARGS, read_dropout, read_lora_plus
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,15 @@ FUSED = {"img_attn.qkv": 3, "txt_attn.qkv": 3, "linear1": 4}
 
 _INDICES = {"double_blocks": "train_double_block_indices", "single_blocks": "train_single_block_indices"}
 _TRAIN_BLOCKS = {"all": BLOCK_LISTS, "double": BLOCK_LISTS[:1], "single": BLOCK_LISTS[1:]}
-_CONV_ARGS = ("conv_dim", "conv_alpha")
-_SIZE_ARGS = (*SIZES, "in_dims", "train_blocks", *_INDICES.values(), REG_ARGS[0], "train_t5xxl", *_CONV_ARGS)
-_KNOWN_ARGS = (*_SIZE_ARGS, REG_ARGS[1], "split_qkv", "verbose", *GGPO_ARGS, *TRAINING_ARGS)
+_CONV_SWITCHES = ("use_tucker", "enable_conv")
+_SIZE_ARGS = (*SIZES, "in_dims", "train_blocks", *_INDICES.values(), REG_ARGS[0], "train_t5xxl", *CONV_ARGS)
+_FLUX_ARGS = (*(key for key in _SIZE_ARGS if key not in CONV_ARGS), REG_ARGS[1], "verbose")
+
+
+class FluxLora(Lora):
+    """LoRA with what is known of FLUX.1 only."""
+
+    args = (*Lora.args, "split_qkv", *GGPO_ARGS)
 
 
 class Layer(NamedTuple):
@@ -72,29 +79,7 @@ def create_network(
     Raises:
         ValueError: `kwargs`, the --network_args, hold an unknown key or a bad value.
     """
-    args = NetworkArgs(kwargs, _KNOWN_ARGS, "networks.lora_flux")
-    for key in _CONV_ARGS:
-        if key in args:
-            logger.warning("--network_args %s has no effect: FLUX.1 and Chroma have no convolutions", key)
-    rank = 4 if network_dim is None else network_dim
-    if rank < 1:
-        raise ValueError(f"--network_dim {rank}: expected 1 or more")
-    alpha = 1.0 if network_alpha is None else float(network_alpha)
-    ranks = _Ranks(args, rank, unet)
-
-    layers = [*block_layers(unet), *(in_layers(unet) if "in_dims" in args else ())]
-    found = [(layer, ranks.of(layer)) for layer in layers]
-    trains_t5 = args.boolean("train_t5xxl") or False
-    encoders = [
-        [(layer, ranks.of_encoder(layer)) for layer in (() if number == T5 and not trains_t5 else each)]
-        for number, each in enumerate(encoder_layers(text_encoder))
-    ]
-    ranks.warn_of_unused([layer.name for layer, _ in [*found, *(pair for part in encoders for pair in part)]])
-
-    def shaped(part: Sequence[tuple[Layer, int]]) -> list[tuple[Layer, AdapterShape]]:
-        return [(layer, AdapterShape(rank, alpha or float(rank))) for layer, rank in part if rank > 0]
-
-    return _network(args, [shaped(part) for part in encoders], shaped(found), multiplier, neuron_dropout)
+    return build(FluxLora, multiplier, network_dim, network_alpha, text_encoder, unet, neuron_dropout, kwargs)
 
 
 def create_network_from_weights(
@@ -110,31 +95,90 @@ def create_network_from_weights(
 ) -> tuple[LoraNetwork, Mapping[str, Tensor]]:
     """A network with the layers, ranks and alphas of `file` or `weights_sd`, and the weights, not yet loaded into it.
 
-    Any linear layer of the transformer that the file names is covered, T5-XXL if it has keys for it.
+    Any linear layer of the transformer that the file names is covered, T5-XXL if it has keys for it. Adapters of
+    other kinds (LoHa, LoKr, OFT, DoRA) in the file are those kinds in the network.
 
     Raises:
         ValueError: no key of the weights belongs to this model, or `kwargs` hold an unknown key or a bad value.
     """
-    args = NetworkArgs(kwargs, _KNOWN_ARGS, "networks.lora_flux")
-    for key in _SIZE_ARGS:
+    return build_from_weights(
+        FluxLora, multiplier, file, text_encoder, unet, weights_sd, for_inference, neuron_dropout, kwargs
+    )
+
+
+def build(
+    kind_of: type[Kind],
+    multiplier: float,
+    network_dim: int | None,
+    network_alpha: float | None,
+    text_encoder: nn.Module | Sequence[nn.Module],
+    unet: nn.Module,
+    neuron_dropout: float | None,
+    values: Mapping[str, Any],
+) -> LoraNetwork:
+    """`create_network` with adapters of any kind; `values` are the --network_args."""
+    args = NetworkArgs(values, known_args(kind_of, _FLUX_ARGS), kind_of.name)
+    kind = kind_of(args)
+    for key in (*CONV_ARGS, *_CONV_SWITCHES):
         if key in args:
-            raise ValueError(f"--network_args {key} has no effect with --dim_from_weights: sizes come from the file")
+            logger.warning("--network_args %s has no effect: FLUX.1 and Chroma have no convolutions", key)
+    rank = 4 if network_dim is None else network_dim
+    if rank < 1:
+        raise ValueError(f"--network_dim {rank}: expected 1 or more")
+    alpha = kind.default_alpha if network_alpha is None else float(network_alpha)
+    ranks = _Ranks(args, rank, unet)
+
+    layers = [*block_layers(unet), *(in_layers(unet) if "in_dims" in args else ())]
+    found = [(layer, ranks.of(layer)) for layer in layers if kind.covers(layer.path)]
+    trains_t5 = args.boolean("train_t5xxl") or False
+    given = text_encoder if kind.of_text_encoders else ()
+    encoders = [
+        [(layer, ranks.of_encoder(layer)) for layer in (() if number == T5 and not trains_t5 else each)]
+        for number, each in enumerate(encoder_layers(given))
+    ]
+    ranks.warn_of_unused([layer.name for layer, _ in [*found, *(pair for part in encoders for pair in part)]])
+
+    def shaped(part: Sequence[tuple[Layer, int]]) -> list[tuple[Layer, AdapterShape]]:
+        return [
+            (layer._replace(name=kind.adapter_name(layer.name)), AdapterShape(rank, alpha or float(rank)))
+            for layer, rank in part
+            if rank > 0
+        ]
+
+    return _network(args, kind, [shaped(part) for part in encoders], shaped(found), multiplier, neuron_dropout)
+
+
+def build_from_weights(
+    kind_of: type[Kind],
+    multiplier: float,
+    file: str | None,
+    text_encoder: nn.Module | Sequence[nn.Module],
+    unet: nn.Module,
+    weights_sd: Mapping[str, Tensor] | None,
+    for_inference: bool,
+    neuron_dropout: float | None,
+    values: Mapping[str, Any],
+) -> tuple[LoraNetwork, Mapping[str, Tensor]]:
+    """`create_network_from_weights` with training for adapters of `kind_of`; `values` are the --network_args."""
+    args = NetworkArgs(values, known_args(kind_of, _FLUX_ARGS), kind_of.name)
+    refuse_sizes(args, (*kind_of.size_args, *_SIZE_ARGS))
+    kind = kind_of(args)
     if weights_sd is None:
         assert file is not None, "either a file or its weights"
         weights_sd = read_network_weights(file)
-    shapes = adapter_shapes(weights_sd)
-    layers = linear_layers(unet, PREFIX)
-    encoders = list(encoder_layers(text_encoder))
-    foreign = check_known(weights_sd, [layer.name for part in (layers, *encoders) for layer in part], file)
-    if foreign:
-        logger.warning("%s: %d keys belong to no layer, such as %s", file or "weights", len(foreign), foreign[0])
+    shapes = AdaptersInFile(weights_sd)
 
     def shaped(part: Sequence[Layer]) -> list[tuple[Layer, AdapterShape]]:
-        return [(layer, shapes[layer.name]) for layer in part if layer.name in shapes]
+        named = [(layer, shapes.find(layer.name)) for layer in part]
+        return [(layer._replace(name=found[0]), found[1]) for layer, found in named if found is not None]
 
-    in_file = [shaped(part) for part in encoders]
+    layers = shaped(linear_layers(unet, PREFIX))
+    encoders = [shaped(part) for part in encoder_layers(text_encoder)]
+    foreign = check_known(weights_sd, shapes.asked, file)
+    if foreign:
+        logger.warning("%s: %d keys belong to no layer, such as %s", file or "weights", len(foreign), foreign[0])
     dropout = Dropout() if for_inference else None
-    return _network(args, in_file, shaped(layers), multiplier, neuron_dropout, dropout, from_file=True), weights_sd
+    return _network(args, kind, encoders, layers, multiplier, neuron_dropout, dropout, from_file=True), weights_sd
 
 
 def block_layers(model: nn.Module) -> list[Layer]:
@@ -232,6 +276,7 @@ def _fits(key: str, name: str) -> bool:
 
 def _network(
     args: NetworkArgs,
+    kind: Kind,
     encoders: Sequence[Sequence[tuple[Layer, AdapterShape]]],
     layers: Sequence[tuple[Layer, AdapterShape]],
     multiplier: float,
@@ -250,7 +295,7 @@ def _network(
             if shape.rank % len(parts):
                 raise ValueError(f"--network_args split_qkv: {layer.name} has rank {shape.rank} in the file, which is "
                                  f"not that of {len(parts)} equal parts; it was not trained so")  # fmt: skip
-            shape = AdapterShape(shape.rank // len(parts), shape.alpha / len(parts))
+            shape = AdapterShape(shape.rank // len(parts), shape.alpha / len(parts), shape.tensors)
         group, own_rate = _own_rate(rates, layer.name)
         return Target(layer.name, layer.parent, layer.attribute, shape, group, own_rate=own_rate, parts=parts)
 
@@ -266,7 +311,7 @@ def _network(
         multiplier,
         read_dropout(args, neuron_dropout) if dropout is None else dropout,
         read_lora_plus(args),
-        read_ggpo(args),
+        kind,
         joint_encoders=False,
     )
 

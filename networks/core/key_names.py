@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -18,6 +18,8 @@ class AdapterShape:
 
     rank: int
     alpha: float
+    tensors: Mapping[str, tuple[int, ...]] | None = field(default=None, compare=False)
+    """In a file: the shapes of its tensors, by the end of the key."""
 
 
 def adapter_name(prefix: str, path: str) -> str:
@@ -34,15 +36,31 @@ def clip_path(path: str) -> str:
     return path if path.startswith("text_model.") else f"text_model.{path}"
 
 
+RANKS = {
+    DOWN: 0, "hada_w1_b": 0, "lokr_w2_b": 0, "lokr_w1_b": 0, "oft_blocks": 0,
+}  # fmt: skip
+"""End of a key -> the dimension of its tensor that is the rank of the adapter."""
+MARKS = (DOWN, "hada_w1_a", "lokr_w1", "lokr_w1_a", "oft_blocks")
+"""Of these ends every adapter that can be read has one."""
+
+
 def adapter_shapes(weights: Mapping[str, Tensor]) -> dict[str, AdapterShape]:
-    """Rank and alpha of every adapter among `weights`, by name; alpha is the rank where there is none or 0."""
-    shapes = {}
+    """Rank and alpha of every adapter among `weights`, by name; alpha is the rank where there is none or 0.
+
+    An adapter that has no part of low rank has the rank that its alpha says.
+    """
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
     for key, tensor in weights.items():
         name, _, part = key.partition(".")
-        if part == DOWN:
-            rank = tensor.shape[0]
-            alpha = weights.get(f"{name}.{ALPHA}")
-            shapes[name] = AdapterShape(rank, float(rank) if alpha is None else float(alpha) or float(rank))
+        found.setdefault(name, {})[part] = tuple(tensor.shape)
+    shapes = {}
+    for name, tensors in found.items():
+        if not any(mark in tensors for mark in MARKS) or len(tensors.get("oft_blocks", (0, 0, 0))) != 3:
+            continue
+        alpha = float(weights[f"{name}.{ALPHA}"]) if ALPHA in tensors else 0.0
+        sizes = [tensors[part][dim] for part, dim in RANKS.items() if part in tensors]
+        rank = sizes[0] if sizes else max(int(alpha), 1)
+        shapes[name] = AdapterShape(rank, alpha or float(rank), tensors)
     return shapes
 
 
@@ -77,7 +95,10 @@ _DIALECTS = (
         "it has the key names of PEFT or diffusers; convert it to lora_down / lora_up keys first, a LoRA for FLUX.1 or "
         "Chroma with networks/convert_flux_lora.py",
     ),
-    (re.compile(r"\.(hada|lokr|oft|diff|dora)_"), "it was made by LyCORIS; use --network_module lycoris.kohya"),
+    (
+        re.compile(r"\.(oft_diag|diff|diff_b|w_norm|a1\.weight)$"),
+        "it was made by LyCORIS; use --network_module lycoris.kohya",
+    ),
     (re.compile(r"^lora_unet_(double|single)_blocks_"), "it is a LoRA for FLUX or HunyuanImage"),
     (re.compile(r"^lora_te[12]_|^lora_unet_(input|output|middle)_block"), "it is a LoRA for SDXL"),
     (re.compile(r"^lora_unet_(down|up|mid)_block"), "it is a LoRA for Stable Diffusion 1.x or 2.x"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,16 +20,14 @@ def low_rank_difference(down: Tensor, up: Tensor, factor: float, shape: torch.Si
 @torch.no_grad()
 def merge_into(
     weight: Tensor,
-    down: Tensor,
-    up: Tensor,
-    factor: float,
+    difference: Callable[[Tensor], Tensor],
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> None:
-    """Add an adapter to `weight`, computed in float32 on `device`, stored as `dtype` (by default the weight's own)."""
+    """Add `difference` of the weight to it, computed in float32 on `device`, stored as `dtype` (by default its own)."""
     place = device or weight.device
     merged = weight.to(place, torch.float32, copy=True)
-    merged += low_rank_difference(down.to(place), up.to(place), factor, weight.shape)
+    merged += difference(merged)
     if dtype is None or dtype == weight.dtype:
         weight.copy_(merged)
     else:

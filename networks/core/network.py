@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from library.files.atomic import replacing
 from library.files.hashing import precalculate_safetensors_hashes
 from library.files.weights import PICKLE_SUFFIXES, open_weights, save_safetensors
-from networks.core.adapter import Dropout, LoraAdapter, Strength, stand_in
+from networks.core.adapter import Adapter, Dropout, Strength, stand_in
 from networks.core.key_names import AdapterShape, adapter_shapes, check_known
-from networks.core.merge import low_rank_norm, merge_into
+from networks.core.kinds import Kind, Lora, difference_in_file, make_adapter
+from networks.core.merge import merge_into
+from networks.core.options import NetworkArgs
 from networks.core.parameter_groups import LoraPlus, ParameterGroups, Rates, encoder_rates
-from networks.core.perturbation import Ggpo
 from networks.core.targets import Target
 
 logger = logging.getLogger(__name__)
@@ -39,11 +40,11 @@ class LoraNetwork(nn.Module):
         multiplier: float = 1.0,
         dropout: Dropout | None = None,
         lora_plus: LoraPlus | None = None,
-        ggpo: Ggpo | None = None,
+        kind: Kind | None = None,
         joint_encoders: bool = True,
     ) -> None:
         super().__init__()
-        self.ggpo = ggpo
+        self.kind = kind or Lora(NetworkArgs({}, (), ""))
         self.joint_encoders = joint_encoders
         self.strength = Strength(float(multiplier))
         self.dropout = dropout or Dropout()
@@ -53,12 +54,12 @@ class LoraNetwork(nn.Module):
         self._unet = self._build(unet_targets)
 
     @property
-    def text_encoder_loras(self) -> list[LoraAdapter]:
+    def text_encoder_loras(self) -> list[Adapter]:
         """The adapters of all text encoders, in order."""
         return [adapter for pairs in self._encoders for _, adapter in pairs]
 
     @property
-    def unet_loras(self) -> list[LoraAdapter]:
+    def unet_loras(self) -> list[Adapter]:
         """The adapters of the denoiser, in order."""
         return [adapter for _, adapter in self._unet]
 
@@ -74,7 +75,8 @@ class LoraNetwork(nn.Module):
             self.add_module(target.name, adapter)
             stand_in(target.parent, target.attribute, adapter)
         logger.info(
-            "LoRA on %d layers of the text encoder and %d of the denoiser",
+            "%s on %d layers of the text encoder and %d of the denoiser",
+            self.kind.name,
             len(self.text_encoder_loras),
             len(self._unet),
         )
@@ -124,8 +126,11 @@ class LoraNetwork(nn.Module):
 
     def prepare_grad_etc(self, text_encoder: Any, unet: nn.Module) -> None:
         """Called once before training."""
+        self.requires_grad_(False)
         for adapter in self._trainable():
-            adapter.requires_grad_(True)
+            for part in adapter.halves():
+                for parameter in part:
+                    parameter.requires_grad_(True)
 
     def on_epoch_start(self, text_encoder: Any, unet: nn.Module) -> None:
         """Called before each epoch."""
@@ -136,15 +141,15 @@ class LoraNetwork(nn.Module):
         self.random.seed(seed)
 
     def on_step_start(self, text_encoder: Any = None, unet: nn.Module | None = None) -> None:
-        """Called before each batch: draws who sits it out.
+        """Called before each batch: draws who sits it out, and which ranks learn.
 
         It is drawn here and not in the layers, so that a layer that is computed twice, by checkpointing, decides
         the same both times.
         """
-        if self.dropout.module <= 0:
-            return
         for _, adapter in self._pairs():
-            adapter.skipped = self.random.random() < self.dropout.module
+            if not adapter.draws:
+                return
+            adapter.start_step(self.random)
 
     def update_norms(self) -> None:
         """Called when the gradient of a step is final, before the step: what GGPO makes of it.
@@ -152,9 +157,8 @@ class LoraNetwork(nn.Module):
         Raises:
             ValueError: there is GGPO and no gradient.
         """
-        if self.ggpo is not None:
-            for adapter in self._trainable():
-                adapter.follow_gradient()
+        for adapter in self._trainable():
+            adapter.follow_gradient()
 
     def get_trainable_params(self) -> Iterator[nn.Parameter]:
         """Everything the optimizer changes."""
@@ -174,14 +178,11 @@ class LoraNetwork(nn.Module):
             ValueError: no key of the file is known, or a rank is another than this network's.
         """
         weights = read_network_weights(file)
-        own = {name: AdapterShape(adapter.rank, 0) for name, adapter in self.named_children()}  # type: ignore[arg-type]
+        own = dict(self.named_children())
         unexpected = check_known(weights, own, file)
         for name, shape in adapter_shapes(weights).items():
-            if name in own and own[name].rank != shape.rank:
-                raise ValueError(
-                    f"{file}: {name} has rank {shape.rank} and the network has rank {own[name].rank}; "
-                    "set --network_dim to it, or give --dim_from_weights"
-                )
+            if name in own:
+                self._check_fit(name, own[name], shape, file)  # type: ignore[arg-type]
         try:
             result = self.load_state_dict(weights, strict=False)
         except RuntimeError as error:
@@ -190,6 +191,19 @@ class LoraNetwork(nn.Module):
             if keys:
                 logger.warning("%s: %d keys are %s, such as %s", file, len(keys), kind, keys[0])
         return result
+
+    def _check_fit(self, name: str, adapter: Adapter, shape: AdapterShape, file: str | os.PathLike[str]) -> None:
+        ends = set(adapter.file_tensors())
+        if not ends & (set(shape.tensors or ()) - {"alpha"}):
+            raise ValueError(
+                f"{file}: {name} has {', '.join(sorted(shape.tensors or ()))}, and an adapter of this network "
+                f"({self.kind.name}) has {', '.join(sorted(ends))}; choose the --network_module it was made with"
+            )
+        if adapter.file_rank != shape.rank:
+            raise ValueError(
+                f"{file}: {name} has rank {shape.rank} and the network has rank {adapter.file_rank}; "
+                "set --network_dim to it, or give --dim_from_weights"
+            )
 
     def save_weights(
         self, file: str | os.PathLike[str], dtype: torch.dtype | None, metadata: Mapping[str, str] | None
@@ -233,60 +247,60 @@ class LoraNetwork(nn.Module):
         merged = 0
         for target, _ in self._pairs():
             shape = shapes.get(target.name)
-            if shape is None:
+            if shape is None or shape.tensors is None:
                 continue
-            down, up = weights_sd[f"{target.name}.lora_down.weight"], weights_sd[f"{target.name}.lora_up.weight"]
-            factor = self.strength.multiplier * shape.alpha / shape.rank
-            merge_into(target.layer.weight, down, up, factor, dtype, device)
+            tensors = {end: weights_sd[f"{target.name}.{end}"] for end in shape.tensors}
+
+            def difference(weight: Tensor, tensors: Any = tensors, shape: AdapterShape = shape) -> Tensor:
+                placed = {end: tensor.to(weight.device) for end, tensor in tensors.items()}
+                return self.strength.multiplier * difference_in_file(placed, shape, weight)
+
+            merge_into(target.layer.weight, difference, dtype, device)
             merged += 1
-        logger.info("merged LoRA into %d layers", merged)
+        logger.info("merged adapters into %d layers", merged)
 
     @torch.no_grad()
     def apply_max_norm_regularization(
         self, max_norm: float, device: torch.device | str | None = None
     ) -> tuple[int, float, float]:
-        """Shrink every adapter whose `alpha / rank * up @ down` has a greater norm than `max_norm` to just that.
+        """Shrink every adapter that adds something of a greater norm than `max_norm` to a weight to just that.
 
-        Returns how many were shrunk, and the mean and the greatest norm afterwards. Nothing of the size of a weight
-        is made, and the device is waited for once.
+        Returns how many were shrunk, and the mean and the greatest norm afterwards. The device is waited for once.
+
+        Raises:
+            ValueError: the norm means nothing for this kind of adapter.
         """
         adapters = [adapter for _, adapter in self._pairs() if not adapter.resting]
         if not adapters:
             return 0, 0.0, 0.0
-        norms = torch.stack([a.scale * low_rank_norm(a.lora_down.weight, a.lora_up.weight) for a in adapters])
+        found = [norm for adapter in adapters if (norm := adapter.norm()) is not None]
+        if len(found) < len(adapters):
+            raise ValueError(
+                f"--scale_weight_norms: what {self.kind.name} adds to a weight cannot be shrunk so here (OFT turns "
+                "weights and keeps their norms; PiSSA starts from large ones); leave it out"
+            )
+        norms = torch.stack(found)
         ratios = (max_norm / norms).clamp(max=1.0)  # a norm of 0 gives infinity, hence 1
-        roots = ratios.sqrt().unbind()
-        for part in ("lora_down", "lora_up"):
-            weights = [list(getattr(adapter, part).parameters()) for adapter in adapters]
-            factors = [root.to(w.dtype) for root, own in zip(roots, weights, strict=True) for w in own]
-            torch._foreach_mul_([weight for own in weights for weight in own], factors)
+        parameters, factors = [], []
+        for adapter, ratio in zip(adapters, ratios.unbind(), strict=True):
+            shrinking, count = adapter.shrinking()
+            share = ratio.sqrt() if count == 2 else ratio ** (1 / count)
+            parameters += shrinking
+            factors += [share.to(parameter.dtype) for parameter in shrinking]
+        torch._foreach_mul_(parameters, factors)
         after = norms * ratios
         scaled, mean, greatest = torch.stack([(ratios != 1).sum(), after.mean(), after.max()]).tolist()
         return int(scaled), mean, greatest
 
-    def _build(self, targets: Sequence[Target]) -> list[tuple[Target, LoraAdapter]]:
-        return [
-            (
-                target,
-                LoraAdapter(
-                    target.layer,
-                    target.shape.rank,
-                    target.shape.alpha,
-                    self.dropout,
-                    self.strength,
-                    target.parts,
-                    self.ggpo,
-                ),
-            )
-            for target in targets
-        ]
+    def _build(self, targets: Sequence[Target]) -> list[tuple[Target, Adapter]]:
+        return [(target, make_adapter(self.kind, target, self.dropout, self.strength)) for target in targets]
 
-    def _pairs(self) -> Iterator[tuple[Target, LoraAdapter]]:
+    def _pairs(self) -> Iterator[tuple[Target, Adapter]]:
         for pairs in self._encoders:
             yield from pairs
         yield from self._unet
 
-    def _trainable(self) -> Iterator[LoraAdapter]:
+    def _trainable(self) -> Iterator[Adapter]:
         return (adapter for _, adapter in self._pairs() if not adapter.frozen)
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from networks.core.adapter import LoraAdapter
+from networks.core.adapter import Adapter
 from networks.core.targets import Target
 
 logger = logging.getLogger(__name__)
 
 Rates = float | Sequence[float] | None
-Pairs = Sequence[tuple[Target, LoraAdapter]]
+Pairs = Sequence[tuple[Target, Adapter]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ParameterGroups:
 
         Adapters whose rate is 0 or None are put to rest.
         """
-        by_group: dict[tuple[str, float, float | None], list[LoraAdapter]] = {}
+        by_group: dict[tuple[str, float, float | None], list[Adapter]] = {}
         for target, adapter in pairs:
             by_group.setdefault((target.group, target.rate, target.own_rate), []).append(adapter)
         own = sorted((key for key in by_group if key[2] is not None), key=lambda key: key[0])
@@ -69,7 +69,7 @@ def encoder_rates(given: Rates, encoders: int, default: float | None) -> list[fl
     return rates * encoders if len(rates) == 1 else rates[:encoders]
 
 
-def _put_to_rest(adapters: Sequence[LoraAdapter], name: str) -> None:
+def _put_to_rest(adapters: Sequence[Adapter], name: str) -> None:
     """Leave `adapters` out of training, and out of the model unless they came from a file."""
     for adapter in adapters:
         adapter.requires_grad_(False)
@@ -77,7 +77,7 @@ def _put_to_rest(adapters: Sequence[LoraAdapter], name: str) -> None:
         adapter.resting = not adapter.loaded
     kept = sum(adapter.loaded for adapter in adapters)
     logger.warning(
-        "%s: the learning rate is 0, so its %d LoRA layers are not trained; %s",
+        "%s: the learning rate is 0, so its %d adapters are not trained; %s",
         name,
         len(adapters),
         f"{kept} were loaded from a file and are kept and saved as they are" if kept else "they are not saved either",
@@ -85,13 +85,13 @@ def _put_to_rest(adapters: Sequence[LoraAdapter], name: str) -> None:
 
 
 def _split_for_lora_plus(
-    adapters: Sequence[LoraAdapter], ratio: float | None
+    adapters: Sequence[Adapter], ratio: float | None
 ) -> Iterator[tuple[list[nn.Parameter], float, str]]:
     """The parameters of `adapters` in one group, or with LoRA+ in two: (parameters, share of the rate, suffix)."""
-    downs = [list(adapter.lora_down.parameters()) for adapter in adapters]
-    ups = [list(adapter.lora_up.parameters()) for adapter in adapters]
+    halves = [adapter.halves() for adapter in adapters]
     if ratio is None:
-        yield [weight for down, up in zip(downs, ups, strict=True) for weight in (*down, *up)], 1.0, ""
-    else:
-        yield [weight for down in downs for weight in down], 1.0, ""
-        yield [weight for up in ups for weight in up], ratio, " plus"
+        yield [weight for slow, fast in halves for weight in (*slow, *fast)], 1.0, ""
+        return
+    groups = (([weight for slow, _ in halves for weight in slow], 1.0, ""),
+              ([weight for _, fast in halves for weight in fast], ratio, " plus"))  # fmt: skip
+    yield from (group for group in groups if group[0])

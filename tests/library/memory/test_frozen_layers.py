@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from library.memory.checkpointing import saved_for_backward
 from library.memory.fp8 import Format, Scaling, dequantize, quantize
 from library.memory.frozen_layers import attach_frozen_layers, frozen_layers
-from networks.core.adapter import Dropout, LoraAdapter, Strength, stand_in
+from networks.core.adapter import Dropout, Strength, stand_in
+from networks.core.lora_adapter import LoraAdapter
 from tests.library.memory.toys import adapt, small_model
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from library.memory.block_swap import BlockSwap
 from library.memory.frozen_layers import attach_frozen_layers
-from networks.core.adapter import Dropout, LoraAdapter, Strength, stand_in
+from networks.core.adapter import Dropout, Strength, stand_in
+from networks.core.lora_adapter import LoraAdapter
 
 WIDTH = 8
 

@@ -39,7 +39,7 @@ def test_keys_that_belong_to_no_layer_are_found() -> None:
     ("key", "meaning"),
     [
         ("unet.down_blocks.0.attentions.0.proj_in.lora_A.weight", "PEFT or diffusers"),
-        ("lora_unet_down_blocks_0_attentions_0_proj_in.hada_w1_a", "LyCORIS"),
+        ("lora_unet_down_blocks_0_attentions_0_proj_in.oft_diag", "LyCORIS"),
         ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "FLUX"),
         ("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "SDXL"),
         ("model.diffusion_model.out.2.weight", "a model, not a LoRA"),

@@ -28,13 +28,13 @@ def test_the_difference_is_what_the_two_layers_do_one_after_the_other(weight, do
 def test_half_precision_weights_are_merged_in_full_precision() -> None:
     weight = torch.full((4, 4), 1.0, dtype=torch.bfloat16)
     down, up = torch.full((2, 4), 0.001, dtype=torch.float16), torch.full((4, 2), 1.0, dtype=torch.float16)
-    merge_into(weight, down, up, 3.0)
+    merge_into(weight, lambda base: low_rank_difference(down, up, 3.0, base.shape))
     assert weight.dtype == torch.bfloat16
     assert torch.equal(weight, torch.full((4, 4), 1.0 + 0.006).bfloat16())
 
 
 def test_another_dtype_may_be_asked_for() -> None:
     weight = torch.nn.Parameter(torch.zeros(4, 4), requires_grad=False)
-    merge_into(weight, torch.ones(2, 4), torch.ones(4, 2), 0.5, dtype=torch.float16, device="cpu")
+    merge_into(weight, lambda base: torch.ones_like(base), dtype=torch.float16, device="cpu")
     assert weight.dtype == torch.float16
     assert torch.equal(weight.float(), torch.ones(4, 4))

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from networks.core.adapter import Dropout, LoraAdapter, Strength, stand_in
+from networks.core.adapter import Dropout, Strength, stand_in
+from networks.core.lora_adapter import LoraAdapter, LoraTraining
 from networks.core.perturbation import Ggpo, mean_row_norm, squared_row_norms
 
 GGPO = Ggpo(sigma=0.1, beta=0.5)
@@ -17,7 +18,7 @@ GGPO = Ggpo(sigma=0.1, beta=0.5)
 def adapted(parts: tuple[int, ...] = (), ggpo: Ggpo | None = GGPO) -> tuple[nn.Sequential, LoraAdapter]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8)).requires_grad_(False)
-    adapter = LoraAdapter(model[0], 2, 1.0, Dropout(), Strength(), parts, ggpo)
+    adapter = LoraAdapter(model[0], 2, 1.0, Dropout(), Strength(), parts, LoraTraining(ggpo=ggpo))
     for up in adapter.lora_up.parameters():
         nn.init.normal_(up)
     stand_in(model, "0", adapter)

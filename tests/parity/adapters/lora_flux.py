@@ -18,7 +18,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from library.files.weights import save_safetensors
 from library.models.flux.checkpoint import load_transformer
 from networks import lora_flux
-from networks.core.adapter import Dropout, LoraAdapter, Strength, stand_in
+from networks.core.adapter import Dropout, Strength, stand_in
+from networks.core.lora_adapter import LoraAdapter, LoraTraining
 from networks.core.network import LoraNetwork
 from networks.core.perturbation import Ggpo, squared_row_norms
 
@@ -101,7 +102,9 @@ class Case:
     def ggpo(self) -> dict[str, Tensor]:
         holder = nn.ModuleDict({"linear": nn.Linear(40, 56)})
         self.fill(holder, "")
-        adapter = LoraAdapter(holder["linear"], 4, 2.0, Dropout(), Strength(), ggpo=Ggpo(sigma=0.03, beta=0.01))
+        adapter = LoraAdapter(
+            holder["linear"], 4, 2.0, Dropout(), Strength(), training=LoraTraining(ggpo=Ggpo(sigma=0.03, beta=0.01))
+        )
         assert abs(adapter.perturbation.base_norm - self.case["facts"]["ggpo"]["org_weight_norm_estimate"]) < 1e-6
         self.fill(adapter, "lora_unet_x.")
         stand_in(holder, "linear", adapter)

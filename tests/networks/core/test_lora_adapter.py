@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from networks.core.adapter import AdaptedConv2d, AdaptedLinear, Dropout, LoraAdapter, Strength, stand_in
+from networks.core.adapter import Dropout, Strength, stand_in
+from networks.core.lora_adapter import AdaptedConv2d, AdaptedLinear, LoraAdapter
 
 
 def small_model() -> nn.Sequential:

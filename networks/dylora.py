@@ -1,0 +1,11 @@
+"""DyLoRA: a LoRA whose file can be cut down to fewer ranks afterwards; for every family of models."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from networks.core.kinds import DyLora
+from networks.families import create, create_from_weights
+
+create_network = partial(create, DyLora)
+create_network_from_weights = partial(create_from_weights, DyLora)

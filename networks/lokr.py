@@ -1,0 +1,11 @@
+"""LoKr: what is added to a weight is a Kronecker product; for every family of models."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from networks.core.kinds import LoKr
+from networks.families import create, create_from_weights
+
+create_network = partial(create, LoKr)
+create_network_from_weights = partial(create_from_weights, LoKr)

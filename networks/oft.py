@@ -1,0 +1,11 @@
+"""OFT: the outputs of layers are turned by orthogonal matrices; for every family of models."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from networks.core.kinds import Oft
+from networks.families import create, create_from_weights
+
+create_network = partial(create, Oft)
+create_network_from_weights = partial(create_from_weights, Oft)
