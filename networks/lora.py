@@ -169,11 +169,12 @@ def build_from_weights(
             unet_targets.append(_unet_target(found[0], path, parent, attribute, found[1], blocks))
     encoder_targets = []
     for prefix, layers in _encoder_layers(text_encoder):
-        named = [
-            (shapes.find(adapter_name(prefix, clip_path(path))), parent, attribute)
-            for path, parent, attribute, _ in layers
-        ]
-        encoder_targets.append([Target(found[0], *place, found[1]) for found, *place in named if found is not None])
+        targets = []
+        for path, parent, attribute, _ in layers:
+            found = shapes.find(adapter_name(prefix, clip_path(path)))
+            if found is not None:
+                targets.append(Target(found[0], parent, attribute, found[1]))
+        encoder_targets.append(targets)
     foreign = check_known(weights_sd, shapes.asked, file)
     if foreign:
         logger.warning("%s: %d keys belong to no layer, such as %s", file or "weights", len(foreign), foreign[0])

@@ -53,21 +53,21 @@ class DoraAdapter(PluggedAdapter):
         return {"alpha": self.alpha, "dora_scale": self.dora_scale, "lora_down.weight": down, "lora_up.weight": up}
 
     def halves(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        return [self.lora_down.weight, self.dora_scale], [self.lora_up.weight]
+        return [*self.lora_down.parameters(), self.dora_scale], list(self.lora_up.parameters())
 
     def norm(self) -> Tensor:
         return self.scale * low_rank_norm(self.lora_down.weight, self.lora_up.weight)
 
     def shrinking(self) -> tuple[list[nn.Parameter], int]:
-        return [self.lora_down.weight, self.lora_up.weight], 2
+        return [*self.lora_down.parameters(), *self.lora_up.parameters()], 2
 
     def answer(self, base: BaseLayer, x: Tensor, factor: float) -> Tensor:
         lengths = self.dora_scale.flatten() / self._norms(base)
-        y = self._with_pair(base, x if self.on_outputs else self._times(x, lengths, base))
+        y = self._with_pair(base, x if self.on_outputs else x * _along(lengths, base).to(x.dtype))
         if self.on_outputs:
-            y = self._times(y, lengths, base)
+            y = y * _along(lengths, base).to(y.dtype)
             if base.bias is not None:
-                y = y + self._times(base.bias, 1 - lengths, None)
+                y = y + _along(base.bias * (1 - lengths), base).to(y.dtype)
         multiplier = factor / self.scale
         if multiplier == 1.0 and self.strength.rows is None:
             return y
@@ -107,17 +107,16 @@ class DoraAdapter(PluggedAdapter):
         """[O, C, ...] -> [C] or [O]"""
         return squares.sum([dim for dim in range(squares.dim()) if dim != (0 if self.on_outputs else 1)])
 
-    @staticmethod
-    def _times(values: Tensor, lengths: Tensor, base: BaseLayer | None) -> Tensor:
-        """The channels of `values` times `lengths`."""
-        lengths = lengths.to(values.dtype)
-        return values * (lengths.view(-1, 1, 1) if base is not None and base.is_conv else lengths)
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         pair = {"lora_down.weight": self.lora_down.weight, "lora_up.weight": self.lora_up.weight}
         match_kernel(state_dict, {f"{prefix}{end}": weight for end, weight in pair.items()})
         match_kernel(state_dict, {f"{prefix}dora_scale": self.dora_scale})
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _along(values: Tensor, base: BaseLayer) -> Tensor:
+    """[C], to be multiplied with or added to what has so many channels."""
+    return values.view(-1, 1, 1) if base.is_conv else values
 
 
 def decomposed_difference(tensors: Mapping[str, Any], weight: Tensor, scale: float) -> Tensor:
@@ -128,5 +127,5 @@ def decomposed_difference(tensors: Mapping[str, Any], weight: Tensor, scale: flo
     dims = [dim for dim in range(weight.dim()) if dim != axis]
     shape = [1] * weight.dim()
     shape[axis] = weight.shape[axis]
-    norms = together.norm(dim=dims, keepdim=True) + torch.finfo(torch.float32).eps
+    norms = torch.linalg.vector_norm(together, dim=dims, keepdim=True) + torch.finfo(torch.float32).eps
     return together * (lengths.reshape(shape) / norms) - weight

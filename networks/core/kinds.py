@@ -83,7 +83,7 @@ class Lora(Kind):
     """LoRA and LoCon, and what is special about their training: DoRA, rsLoRA, PiSSA, and GGPO and parts where known."""
 
     name = "LoRA"
-    args = ("dora_wd", "wd_on_output", "rs_lora", "pissa", "pissa_niter")
+    args: ClassVar[tuple[str, ...]] = ("dora_wd", "wd_on_output", "rs_lora", "pissa", "pissa_niter")
     size_args = args
 
     def __init__(self, args: NetworkArgs) -> None:

@@ -49,6 +49,9 @@ class LoraAdapter(Adapter):
     and twin are one pair of twice the rank, which any program adds to the original model.
     """
 
+    twin_down: Tensor
+    twin_up: Tensor
+
     def __init__(
         self,
         layer: nn.Module,

@@ -281,7 +281,8 @@ class LoraNetwork(nn.Module):
             )
         norms = torch.stack(found)
         ratios = (max_norm / norms).clamp(max=1.0)  # a norm of 0 gives infinity, hence 1
-        parameters, factors = [], []
+        parameters: list[Tensor] = []
+        factors: list[Any] = []
         for adapter, ratio in zip(adapters, ratios.unbind(), strict=True):
             shrinking, count = adapter.shrinking()
             share = ratio.sqrt() if count == 2 else ratio ** (1 / count)

@@ -6,7 +6,7 @@ again there, so that an adapter whose difference is as large as the weight costs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -78,7 +78,10 @@ class _Reweighted(torch.autograd.Function):
             made = ctx.difference(*asked)
             dx, d_weight = _gradients(ctx, x, made.detach(), grads[0].to(x.dtype))
             inputs = [parameter for parameter in asked if parameter.requires_grad]
-            given = iter(torch.autograd.grad(made, inputs, d_weight.to(made.dtype) * ctx.factor) if inputs else ())
+            given: Iterator[Tensor] = iter(())
+            if d_weight is not None:
+                scaled = d_weight.to(made.dtype) * ctx.factor
+                given = iter(torch.autograd.grad(made, inputs, scaled))
         return (dx, *[None] * 5, *(next(given) if need else None for need in needs[6:]))
 
 
