@@ -24,7 +24,8 @@ from library.memory.fp8 import Format, Quantizer, Scaling
 from library.memory.frozen_layers import attach_frozen_layers, round_weights
 from library.models.architecture import double_and_single_swap_groups
 from library.models.flux.stream import DoubleStreamBlock, SingleStreamBlock
-from networks.core.adapter import Dropout, LoraAdapter, Strength, stand_in
+from networks.core.adapter import Dropout, Strength, stand_in
+from networks.core.lora_adapter import LoraAdapter
 from step_counts import OperationCounter, make_fake
 
 WIDTH, HEADS, MLP = 3072, 24, 12288

@@ -19,7 +19,8 @@ from library.memory.frozen_layers import attach_frozen_layers
 from library.models.architecture import double_and_single_swap_groups
 from library.models.attention import AttentionMode
 from library.models.flux.model import FluxShape, FluxTransformer
-from networks.core.adapter import Dropout, LoraAdapter, Strength, stand_in
+from networks.core.adapter import Dropout, Strength, stand_in
+from networks.core.lora_adapter import LoraAdapter
 
 RANK = 16
 FULL_SIZE = FluxShape(

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from library.memory.fp8 import Format, Scaling, dequantize, quantize
 from library.memory.fp8_matmul import Float8Linear, float8_product, is_available, rounded_rows
 from library.memory.frozen_layers import attach_frozen_layers
-from networks.core.adapter import Dropout, LoraAdapter, Strength, stand_in
+from networks.core.adapter import Dropout, Strength, stand_in
+from networks.core.lora_adapter import LoraAdapter
 
 
 def layer(scaling: Scaling, sides: tuple[int, int] = (64, 48)) -> tuple[nn.Sequential, nn.Linear]:
