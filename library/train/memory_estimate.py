@@ -18,7 +18,7 @@ from library.flags.dreambooth import DreamBoothFlags
 from library.flags.network import NetworkFlags
 from library.flags.optimizer import OptimizerFlags
 from library.flags.output import EmaFlags
-from library.flags.run import MemoryFlags, PrecisionFlags
+from library.flags.run import LargeModelFlags, MemoryFlags, PrecisionFlags
 from library.flags.settings import Settings
 from library.memory.block_swap import BUFFERS
 from library.models.architecture import Architecture
@@ -236,7 +236,16 @@ def cures(settings: Settings) -> list[str]:
             "--mixed_precision=bf16 (fp16 on older GPUs): half of what a step holds, and of frozen weights",
         ),
         (not _has_fast_attention(settings), "--sdpa: attention that keeps no table of all pairs"),
-        (not memory.gradient_checkpointing, "--gradient_checkpointing: about a third slower, much less for a step"),
+        *_cures_of_weights(settings),
+        (
+            not memory.gradient_checkpointing and memory.activation_memory is None,
+            "--gradient_checkpointing: about a third slower, much less for a step",
+        ),
+        (memory.activation_memory is not None, "a smaller --activation_memory: more is computed again"),
+        (
+            memory.gradient_checkpointing and not memory.cpu_offload_checkpointing,
+            "--cpu_offload_checkpointing: what is needed to compute again waits in main memory",
+        ),
         (
             name == "adafactor" and not optimizer.fused_backward_pass and precision.mixed_precision != "fp16",
             "--fused_backward_pass: one gradient at a time, without --gradient_accumulation_steps",
@@ -262,6 +271,23 @@ def cures(settings: Settings) -> list[str]:
         (not network, "a lower resolution"),
     ]
     return [text for applies, text in options if applies]
+
+
+def _cures_of_weights(settings: Settings) -> list[tuple[bool, str]]:
+    """Smaller weights of the base model, and weights elsewhere; they cost less than computing again."""
+    precision, large = settings[PrecisionFlags], settings.get(LargeModelFlags)
+    in_full = precision.mixed_precision != "no" and not (precision.fp8_base or precision.fp8_base_unet)
+    return [
+        (settings.takes(LargeModelFlags) and in_full and not large.fp8_scaled, "--fp8_scaled: half the transformer"),
+        (
+            settings.takes(LargeModelFlags) and not large.blocks_to_swap,
+            "--blocks_to_swap=auto: weights wait in main memory and come when they are needed",
+        ),
+        (
+            settings.takes(NetworkFlags) and not settings.takes(LargeModelFlags) and in_full,
+            "--fp8_base_unet: half the U-Net, rounded",
+        ),
+    ]
 
 
 def _has_fast_attention(settings: Settings) -> bool:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,7 +10,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from library.flags.dataset import CacheFlags
 from library.flags.optimizer import OptimizerFlags
 from library.flags.run import AttentionFlags, MemoryFlags, PrecisionFlags
-from library.flags.settings import Settings
+from library.flags.settings import Settings, read_settings
+from library.models.flux.flags import FLUX_TRAIN_NETWORK
+from library.models.flux.rules import FLUX_RULES
 from library.train.memory_estimate import Estimate, Need, cures, gradients, optimizer_bytes
 from library.train.peak_memory import LiveBytes, step_peak
 
@@ -77,6 +81,33 @@ def test_cures_name_what_is_not_done_yet() -> None:
         )
     )
     assert [text for text in nothing_done if text not in done] == nothing_done[:4]
+
+
+def test_cures_for_large_transformers_begin_with_their_weights(flux_words: list[str]) -> None:
+    def first(*words: str) -> list[str]:
+        settings = read_settings(FLUX_TRAIN_NETWORK, "test", argv=[*flux_words, *words], rules=FLUX_RULES)
+        return [text.split()[0].rstrip(":") for text in cures(settings)]
+
+    assert first()[:3] == ["--fp8_scaled", "--blocks_to_swap=auto", "--gradient_checkpointing"]
+    assert first("--fp8_scaled", "--blocks_to_swap=18", "--gradient_checkpointing")[0] == "--cpu_offload_checkpointing"
+    rest = cures(Settings.of(MemoryFlags(activation_memory="8")))
+    assert any(text.startswith("a smaller --activation_memory") for text in rest)
+
+
+@pytest.fixture
+def flux_words(tmp_path: Path) -> list[str]:
+    (tmp_path / "file.safetensors").touch()
+    files = [f"--{name}={tmp_path / 'file.safetensors'}" for name in ("pretrained_model_name_or_path", "clip_l")]
+    files += [f"--{name}={tmp_path / 'file.safetensors'}" for name in ("t5xxl", "ae")]
+    where = [f"--train_data_dir={tmp_path}", "--resolution=64", f"--output_dir={tmp_path}"]
+    return [
+        *files,
+        *where,
+        "--network_module=networks.lora_flux",
+        "--cache_latents",
+        "--sdpa",
+        "--mixed_precision=bf16",
+    ]
 
 
 def test_the_table_adds_up() -> None:
