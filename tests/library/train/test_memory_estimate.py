@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from library.flags.dataset import CacheFlags
 from library.flags.optimizer import OptimizerFlags
-from library.flags.run import AttentionFlags, MemoryFlags, PrecisionFlags
+from library.flags.run import AttentionFlags, LargeModelFlags, MemoryFlags, PrecisionFlags
 from library.flags.settings import Settings, read_settings
 from library.models.flux.flags import FLUX_TRAIN_NETWORK
 from library.models.flux.rules import FLUX_RULES
@@ -66,10 +66,11 @@ def test_the_state_of_8_bit_optimizers_is_a_quarter() -> None:
 
 def test_cures_name_what_is_not_done_yet() -> None:
     nothing_done = cures(Settings.of())
-    assert [text.split()[0].rstrip(":") for text in nothing_done[:4]] == [
+    assert [text.split()[0].rstrip(":") for text in nothing_done[:5]] == [
         "--cache_latents",
         "--mixed_precision=bf16",
         "--sdpa",
+        "--blocks_to_swap=auto",
         "--gradient_checkpointing",
     ]
     done = cures(
@@ -77,10 +78,11 @@ def test_cures_name_what_is_not_done_yet() -> None:
             CacheFlags(cache_latents=True),
             PrecisionFlags(mixed_precision="bf16"),
             AttentionFlags(sdpa=True),
-            MemoryFlags(gradient_checkpointing=True),
+            MemoryFlags(gradient_checkpointing=True, cpu_offload_checkpointing=True),
+            LargeModelFlags(blocks_to_swap=9, fp8_scaled=True),
         )
     )
-    assert [text for text in nothing_done if text not in done] == nothing_done[:4]
+    assert [text for text in nothing_done if text not in done] == nothing_done[:5]
 
 
 def test_cures_for_large_transformers_begin_with_their_weights(flux_words: list[str]) -> None:
