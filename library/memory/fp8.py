@@ -16,6 +16,8 @@ from torch import Tensor
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 SMALLEST_SCALE = 1e-8
 """Of a block of zeros, whose own scale would be none."""
+ROUNDED_AT_ONCE = 1 << 20
+"""Numbers."""
 SCALE_NAME = "scale_weight"
 """What the scale of a layer is called, beside its `weight`."""
 
@@ -51,13 +53,19 @@ def quantize(weight: Tensor, form: Format = Format()) -> tuple[Tensor, Tensor | 
         return weight.to(form.dtype), None
     largest = torch.finfo(form.dtype).max
     shares = _shares(weight, form)
-    values = shares.float()
-    over = tuple(range(values.dim())) if shares is weight and not _by_row(weight, form) else (values.dim() - 1,)
-    scale = (values.abs().amax(over, keepdim=True) / largest).clamp_min(SMALLEST_SCALE)
-    rounded = (values / scale).nan_to_num(0.0).clamp(-largest, largest).to(form.dtype).view(weight.shape)
-    if len(over) == values.dim() and values.dim() > 1:
-        scale = scale.reshape(())
-    return rounded, scale.to(weight.dtype)
+    # A few rows at a time: float32 copies of a whole weight would be several times what is made of it.
+    parts = shares.split(max(1, ROUNDED_AT_ONCE // max(shares[0].numel(), 1)))
+    if shares is weight and not _by_row(weight, form):
+        extreme = torch.stack([part.abs().amax().float() for part in parts]).amax()
+        scales = [(extreme / largest).clamp_min(SMALLEST_SCALE)] * len(parts)
+        scale = scales[0]
+    else:
+        scales = [(p.float().abs().amax(-1, keepdim=True) / largest).clamp_min(SMALLEST_SCALE) for p in parts]
+        scale = torch.cat(scales)
+    rounded = torch.empty_like(shares, dtype=form.dtype)
+    for target, part, own in zip(rounded.split(len(parts[0])), parts, scales, strict=True):
+        target.copy_((part.float() / own).nan_to_num_(0.0).clamp_(-largest, largest))
+    return rounded.view(weight.shape), scale.to(weight.dtype)
 
 
 def dequantize(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:

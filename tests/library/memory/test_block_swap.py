@@ -125,6 +125,19 @@ def test_a_weight_that_somebody_kept_and_that_was_overwritten_is_an_error_and_no
         steps(model, keepers, 1)
 
 
+def test_where_all_is_recomputed_a_kept_weight_is_read_while_it_is_there() -> None:
+    found = []
+    for streamed in ((), range(6)):
+        model = small_model(6)
+        BlockSwap(model.blocks, streamed, PlainCopier())
+        keepers = nn.ModuleList(Keeper(block.down) for block in model.blocks)
+        for block, keeper in zip(model.blocks, keepers, strict=True):
+            block.down.forward = keeper.forward
+        checkpoint_blocks(model.blocks, Recompute.ALL)
+        found.append(steps(model, keepers))
+    assert equal(*found)
+
+
 def test_what_is_not_streamed_goes_to_the_device_and_what_is_away_can_still_be_read() -> None:
     model: Model = small_model(4)
     weights = [block.up.weight.clone() for block in model.blocks]

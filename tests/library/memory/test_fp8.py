@@ -40,6 +40,16 @@ def test_the_largest_number_of_a_share_becomes_the_largest_of_the_format_and_zer
     assert (rounded.float()[1] == 0).all() and float(scale[1, 0]) == pytest.approx(1e-8, rel=1e-6)
 
 
+def test_a_weight_of_many_parts_is_rounded_as_one_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(37, 128)
+    for scaling in (Scaling.TENSOR, Scaling.CHANNEL, Scaling.BLOCK):
+        whole = quantize(weight, Format(scaling))
+        monkeypatch.setattr("library.memory.fp8.ROUNDED_AT_ONCE", 5 * 128)
+        parts = quantize(weight, Format(scaling))
+        monkeypatch.undo()
+        assert torch.equal(whole[0].float(), parts[0].float()) and torch.equal(whole[1], parts[1])
+
+
 def test_a_scale_has_the_dtype_of_the_weight_and_without_scaling_there_is_none() -> None:
     weight = torch.randn(4, 64).bfloat16()
     assert quantize(weight)[1].dtype == torch.bfloat16  # type: ignore[union-attr]
