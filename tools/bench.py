@@ -1,6 +1,7 @@
-"""How fast and how large is it? `python tools/bench.py [startup] [load] [step] [counts] [dataset] [gpu]`: a table.
+"""How fast and how large is it? `python tools/bench.py [startup] [load] [step] ...`: a table.
 
-Run it with the Python of `.venv`. Times are those of this machine; counts are the same on every one.
+Without a name it measures all but gpu; `--help` has the names. Run it with the Python of `.venv`. Times are those of
+this machine; counts are the same on every one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,6 +69,28 @@ def load() -> list[Row]:
         rows.append(Row(f"{name}, CPU s per GB", f"{found['cpu_seconds'] / found['gigabytes']:.2f}"))
         rows.append(Row(f"{name}, peak memory / file", f"{found['peak_gigabytes'] / found['gigabytes']:.3f}", "1.1"))
     return rows
+
+
+def order() -> list[Row]:
+    """A training and a picture of FLUX.1 with parts of a tenth of their size: what main memory holds at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = run_script("bench_order.py", folder)
+        peaks = {
+            name: run_measured([sys.executable, *words], log=subprocess.DEVNULL)[1] / 1000
+            for name, words in found["commands"].items()
+        }
+    limit = f"{peaks['nothing'] + max(found['transformer'], found['t5xxl']) + ROOM_OF_A_STEP:.2f}"
+    parts = f"FLUX.1, transformer {found['transformer']:.2f} GB, T5 {found['t5xxl']:.2f} GB"
+    return [
+        Row(f"{parts}, nothing of them loaded (`--dry_run`), peak memory, GB", f"{peaks['nothing']:.2f}"),
+        Row(f"{parts}, training with cached text, peak memory, GB", f"{peaks['cached']:.2f}", limit),
+        Row(f"{parts}, one picture, peak memory, GB", f"{peaks['picture']:.2f}", limit),
+        Row(f"{parts}, training without caches, peak memory, GB", f"{peaks['uncached']:.2f}"),
+    ]
+
+
+ROOM_OF_A_STEP = 0.3
+"""Gigabytes for what a step calculates with, and for what the allocator does not give back."""
 
 
 def merge() -> list[Row]:
@@ -146,6 +170,7 @@ DATASET_ROWS: dict[str, tuple[str, int, str]] = {
 BENCHES: dict[str, Callable[[], list[Row]]] = {
     "startup": startup,
     "load": load,
+    "order": order,
     "merge": merge,
     "step": step,
     "counts": counts,
@@ -165,10 +190,13 @@ def run_script(script: str, *arguments: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_measured(command: list[str]) -> tuple[float, float]:
-    """Seconds and peak megabytes of a program; the latter is NaN on Windows, which does not tell."""
+def run_measured(command: list[str], log: int | None = None) -> tuple[float, float]:
+    """Seconds and peak megabytes of a program; the latter is NaN on Windows, which does not tell.
+
+    `log` is where its messages go, those of this program's unless given.
+    """
     started = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log)
     if os.name == "nt":
         code, megabytes = process.wait(), float("nan")
     else:
