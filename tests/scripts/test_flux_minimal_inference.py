@@ -135,6 +135,31 @@ def test_a_lora_counts_as_strongly_as_its_multiplier_says_standing_or_merged(run
     assert difference(rounded, full) < difference(rounded, plain)
 
 
+KINDS = {
+    "loha": ("networks.loha", []),
+    "lokr": ("networks.lokr", ["factor=4"]),
+    "dylora": ("networks.dylora", ["unit=2"]),
+    "lora_fa": ("networks.lora_fa", []),
+    "dora": ("networks.lora_flux", ["dora_wd=True"]),
+    "rslora": ("networks.lora_flux", ["rs_lora=True"]),
+    "pissa": ("networks.lora_flux", ["pissa=True"]),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_networks_of_every_kind_make_pictures_standing_or_merged(
+    run: Run, small_flux: FluxDemo, tmp_path: Path, name: str
+) -> None:
+    module, args = KINDS[name]
+    words = ["--network_module", module, "--learning_rate", "3e-2", "--network_train_unet_only"]
+    train_flux(small_flux, tmp_path / name, *words, *(["--network_args", *args] if args else []))
+    file = str(tmp_path / name / "small.safetensors")
+    (plain,), (standing,) = run(), run("--lora_weights", file)
+    (merged,) = run("--lora_weights", file, "--merge_lora_weights")
+    assert difference(plain, standing) > 0.1
+    assert difference(merged, standing) < 0.1 * difference(plain, standing) + 0.05
+
+
 def test_typed_multipliers_change_the_lora(run: Run, lora: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("a star --d 1\na star --d 1 --m 0\na star --d 1"))
     first, without, again = run("--interactive", "--lora_weights", lora)
