@@ -25,6 +25,7 @@ ADAPTERS = {
     "text_encoder": ["sd15_text_encoder", "sd21_text_encoder"],
     "lora": ["lora_sd", "lora_sd21"],
     "lora_flux": ["lora_flux"],
+    "lora_variants": ["lora_variants_sd15"],
     "flux_lora_convert": ["flux_lora_convert"],
     "flux_lora_merge": ["flux_lora_merge"],
     "flux_lora_extract": ["flux_lora_extract"],
