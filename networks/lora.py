@@ -1,9 +1,10 @@
-"""LoRA and LoCon for Stable Diffusion 1.x and 2.x: which layers they cover, and what --network_args choose."""
+"""LoRA and LoCon for Stable Diffusion 1.x, 2.x and XL: which layers they cover, and what --network_args choose."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,10 +13,13 @@ from networks.core.adapter import Dropout
 from networks.core.blocks import (
     BLOCK_ARGS,
     SD_BLOCKS,
+    SDXL_BLOCKS,
+    BlockLayout,
     BlockSettings,
     read_block_settings,
     read_lr_weights,
     sd_block_index,
+    sdxl_block_index,
 )
 from networks.core.key_names import AdapterShape, adapter_name, check_known, clip_path
 from networks.core.kinds import CONV_ARGS, AdaptersInFile, Kind, Lora, known_args, refuse_sizes
@@ -29,10 +33,36 @@ logger = logging.getLogger(__name__)
 UNET_PREFIX = "lora_unet"
 TEXT_ENCODER_PREFIX = "lora_te"
 
-ATTENTION = (".attentions.",)
-"""What a plain LoRA covers of a U-Net: linear layers and 1x1 convolutions of its spatial transformers."""
-CONVOLUTIONAL = (".resnets.", ".downsamplers.", ".upsamplers.")
-"""What comes on top with convolutions: their 3x3 convolutions, and their linear layers and 1x1 convolutions too."""
+
+@dataclass(frozen=True)
+class UNetNames:
+    """How the modules of a kind of U-Net are called."""
+
+    part: str
+    """Which the U-Net has at its top."""
+    attention: tuple[str, ...]
+    """What a plain LoRA covers: linear layers and 1x1 convolutions of its spatial transformers."""
+    convolutional: tuple[str, ...]
+    """What comes on top with convolutions: their 3x3 convolutions, and their linear layers and 1x1 convolutions too."""
+    blocks: BlockLayout
+    block_of: Callable[[str], int]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Everything that can be covered."""
+        return self.attention + self.convolutional
+
+
+SD = UNetNames(
+    "down_blocks", (".attentions.",), (".resnets.", ".downsamplers.", ".upsamplers."), SD_BLOCKS, sd_block_index
+)
+SDXL = UNetNames(
+    "input_blocks",
+    (".proj_in.", ".transformer_blocks.", ".proj_out."),
+    (".in_layers.", ".emb_layers.", ".out_layers.", ".skip_connection.", ".op.", ".conv."),
+    SDXL_BLOCKS,
+    sdxl_block_index,
+)
 TEXT_ENCODER = (".self_attn.", ".mlp.")
 
 _BLOCK_SIZES = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
@@ -40,9 +70,11 @@ _BLOCK_SIZES = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alp
 # Where siblings stand in a network, whatever their order in the model: it is the order of the keys in published files,
 # and it decides which random numbers a layer starts from.
 _ORDER = (
+    *("input_blocks", "middle_block", "output_blocks"),
     *("down_blocks", "up_blocks", "mid_block", "attentions", "resnets", "downsamplers", "upsamplers"),
     *("proj_in", "transformer_blocks", "proj_out", "attn1", "ff", "attn2", "to_q", "to_k", "to_v", "to_out"),
     *("conv1", "time_emb_proj", "conv2", "conv_shortcut"),
+    *("in_layers", "emb_layers", "out_layers", "skip_connection"),
     *("self_attn", "mlp", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2"),
 )
 _PLACE = {word: place for place, word in enumerate(_ORDER)}
@@ -107,13 +139,14 @@ def build(
         raise ValueError(f"--network_dim {rank}: expected 1 or more")
     linear = AdapterShape(rank, (kind.default_alpha if network_alpha is None else float(network_alpha)) or float(rank))
     conv = kind.conv_shape(args, linear)
-    blocks = read_block_settings(args, SD_BLOCKS, linear, conv)
+    names = unet_names(unet)
+    blocks = read_block_settings(args, names.blocks, linear, conv)
 
     def shape_of(path: str, layer: nn.Module) -> AdapterShape | None:
-        block = sd_block_index(path)
+        block = names.block_of(path)
         if not kind.covers(path) or blocks.lr_weights is not None and not blocks.lr_weights[block]:
             return None
-        convolutional = any(part in f".{path}" for part in CONVOLUTIONAL)
+        convolutional = any(part in f".{path}." for part in names.convolutional)
         covers_convs = conv is not None or blocks.conv is not None
         if convolutional and not covers_convs:
             return None
@@ -122,11 +155,11 @@ def build(
         return conv if blocks.conv is None else blocks.conv[block]
 
     unet_targets = []
-    for path, parent, attribute, layer in adaptable_layers(unet, ATTENTION + CONVOLUTIONAL):
+    for path, parent, attribute, layer in adaptable_layers(unet, names.all):
         shape = shape_of(path, layer)
         if shape is not None and shape.rank > 0:
             name = kind.adapter_name(adapter_name(UNET_PREFIX, path))
-            unet_targets.append(_unet_target(name, path, parent, attribute, shape, blocks))
+            unet_targets.append(_unet_target(name, names.block_of(path), parent, attribute, shape, blocks))
     encoder_targets = [
         [
             Target(kind.adapter_name(adapter_name(prefix, clip_path(path))), parent, attribute, linear)
@@ -159,14 +192,15 @@ def build_from_weights(
         assert file is not None, "either a file or its weights"
         weights_sd = read_network_weights(file)
     shapes = AdaptersInFile(weights_sd)
-    blocks = BlockSettings(lr_weights=read_lr_weights(args, SD_BLOCKS))
+    names = unet_names(unet)
+    blocks = BlockSettings(lr_weights=read_lr_weights(args, names.blocks))
 
     unet_targets = []
-    for path, parent, attribute, _ in adaptable_layers(unet, ATTENTION + CONVOLUTIONAL):
+    for path, parent, attribute, _ in adaptable_layers(unet, names.all):
         found = shapes.find(adapter_name(UNET_PREFIX, path))
-        frozen = blocks.lr_weights is not None and not blocks.lr_weights[sd_block_index(path)]
+        frozen = blocks.lr_weights is not None and not blocks.lr_weights[names.block_of(path)]
         if found is not None and not frozen:
-            unet_targets.append(_unet_target(found[0], path, parent, attribute, found[1], blocks))
+            unet_targets.append(_unet_target(found[0], names.block_of(path), parent, attribute, found[1], blocks))
     encoder_targets = []
     for prefix, layers in _encoder_layers(text_encoder):
         targets = []
@@ -181,6 +215,12 @@ def build_from_weights(
     dropout = Dropout() if for_inference else read_dropout(args, neuron_dropout)
     network = LoraNetwork(encoder_targets, unet_targets, multiplier, dropout, read_lora_plus(args), kind)
     return network, weights_sd
+
+
+def unet_names(unet: nn.Module) -> UNetNames:
+    """How the modules of this U-Net are called, as its own parts say."""
+    parts = dict(unet.named_children())
+    return next((names for names in (SDXL, SD) if names.part in parts), SD)
 
 
 def adaptable_layers(model: nn.Module, parts: Sequence[str]) -> list[tuple[str, nn.Module, str, nn.Module]]:
@@ -210,11 +250,10 @@ def _encoder_layers(
 
 
 def _unet_target(
-    name: str, path: str, parent: nn.Module, attribute: str, shape: AdapterShape, blocks: BlockSettings
+    name: str, block: int, parent: nn.Module, attribute: str, shape: AdapterShape, blocks: BlockSettings
 ) -> Target:
     if blocks.lr_weights is None:
         return Target(name, parent, attribute, shape)
-    block = sd_block_index(path)
     return Target(name, parent, attribute, shape, f"_block{block}", blocks.lr_weights[block])
 
 

@@ -33,14 +33,17 @@ class BlockLayout:
     down: int
     mid: int
     up: int
+    ends: int = 0
+    """1 if what comes before all blocks and what comes after them counts as a block each."""
 
     @property
     def count(self) -> int:
         """All blocks."""
-        return self.down + self.mid + self.up
+        return self.down + self.mid + self.up + 2 * self.ends
 
 
 SD_BLOCKS = BlockLayout(down=12, mid=1, up=12)
+SDXL_BLOCKS = BlockLayout(down=9, mid=3, up=9, ends=1)
 
 _LAYER = re.compile(r"^(down|up)_blocks\.(\d+)\.(?:(?:attentions|resnets)\.(\d+)|(?:down|up)samplers)\.")
 _MID = re.compile(r"^mid_block\.")
@@ -59,6 +62,20 @@ def sd_block_index(path: str) -> int:
     way, step, layer = match.group(1), int(match.group(2)), match.group(3)
     first = 1 if way == "down" else 1 + SD_BLOCKS.down
     return first + 3 * step + (2 if layer is None else int(layer))
+
+
+_NUMBERED = re.compile(r"^(input_blocks|middle_block|output_blocks)\.(\d+)\.")
+_FIRST = {"input_blocks": 1, "middle_block": 10, "output_blocks": 13}
+
+
+def sdxl_block_index(path: str) -> int:
+    """The block, 0 to 22, of the layer at `path` of an SDXL U-Net with the names of its single file.
+
+    Input blocks are 1 to 9, the three layers of the middle 10 to 12, output blocks 13 to 21.
+    """
+    match = _NUMBERED.match(path)
+    assert match is not None, f"{path} is in no block"
+    return _FIRST[match.group(1)] + int(match.group(2))
 
 
 @dataclass(frozen=True)
@@ -113,10 +130,11 @@ def read_lr_weights(args: NetworkArgs, layout: BlockLayout) -> list[float] | Non
         if threshold is not None:
             raise ValueError("--network_args block_lr_zero_threshold needs one of " + ", ".join(LR_WEIGHT_ARGS))
         return None
-    weights = []
+    weights = [1.0] * layout.ends
     for key, count in zip(LR_WEIGHT_ARGS, (layout.down, layout.mid, layout.up), strict=True):
         text = args.text(key)
         weights += [1.0] * count if text is None else _weights(key, text, count)
+    weights += [1.0] * layout.ends
     return [weight if weight > (threshold or 0.0) else 0.0 for weight in weights]
 
 
@@ -144,7 +162,7 @@ def _weights(key: str, text: str, count: int) -> list[float]:
     if match and count > 1:
         preset, offset = _PRESETS[match.group(1)], float(match.group(2) or 0)
         return [preset(index, count) + offset for index in range(count)]
-    if count > 1 and "," not in text:
+    if key != LR_WEIGHT_ARGS[1] and "," not in text:  # one number is a list of the middle only
         raise ValueError(
             f"--network_args {key}={text}: expected {count} numbers separated by commas, or one of "
             f"{', '.join(_PRESETS)}, each with an optional offset such as cosine+.25"

@@ -17,7 +17,7 @@ from library.models.sd.unet import UNet, UNetShape
 from networks import lora
 from networks.core.blocks import sd_block_index
 from networks.core.network import LoraNetwork
-from networks.lora import ATTENTION, CONVOLUTIONAL, adaptable_layers
+from networks.lora import SD, adaptable_layers
 from tests.parity import recipe
 
 CASE = Path(__file__).resolve().parents[1] / "parity" / "cases" / "lora_sd" / "case.json"
@@ -90,7 +90,7 @@ def test_keys_and_shapes_of_full_size_models_are_the_published_ones(facts: Path,
 def test_every_layer_is_in_its_recorded_block(facts: Path) -> None:
     recorded = read(facts / "lora_blocks_sd15.json")["block_index"]
     unet, _ = on_meta(SD15)
-    layers = adaptable_layers(unet, ATTENTION + CONVOLUTIONAL)
+    layers = adaptable_layers(unet, SD.all)
     assert {f"lora_unet_{path.replace('.', '_')}": sd_block_index(path) for path, *_ in layers} == recorded
 
 

@@ -10,6 +10,7 @@ import pytest
 from networks.core.blocks import (
     BLOCK_ARGS,
     SD_BLOCKS,
+    SDXL_BLOCKS,
     BlockLayout,
     BlockSettings,
     read_block_settings,
@@ -34,10 +35,10 @@ def test_learning_rate_weights_equal_the_recorded_ones(facts: Path) -> None:
     cases = json.loads((facts / "lora_block_lr_weights.json").read_text(encoding="utf-8"))["cases"]
     compared = 0
     for case in cases:
-        if not case["is_sdxl"]:
-            assert read_lr_weights(args(**case["network_args"]), SD_BLOCKS) == pytest.approx(case["weights"], abs=1e-12)
-            compared += 1
-    assert compared == 8
+        layout = SDXL_BLOCKS if case["is_sdxl"] else SD_BLOCKS
+        assert read_lr_weights(args(**case["network_args"]), layout) == pytest.approx(case["weights"], abs=1e-12)
+        compared += 1
+    assert compared == 16
 
 
 def test_no_weights_without_a_key() -> None:
