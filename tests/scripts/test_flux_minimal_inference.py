@@ -135,6 +135,20 @@ def test_a_lora_counts_as_strongly_as_its_multiplier_says_standing_or_merged(run
     assert difference(rounded, full) < difference(rounded, plain)
 
 
+@pytest.mark.parametrize("kind", ["dev", "chroma"])
+def test_the_last_preview_of_a_training_is_the_picture_that_its_file_makes(
+    run: Run, small_flux: FluxDemo, tmp_path: Path, kind: str
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red star --w 80 --h 64 --s 3 --d 1 --g 2 --l 3 --n dark", encoding="utf-8")
+    words = ["--sample_prompts", str(prompts), "--sample_every_n_steps", "2", "--learning_rate", "3e-2"]
+    train_flux(small_flux, tmp_path / "out", *words, "--t5xxl_max_token_length", "16", kind=kind)
+    (preview,) = (tmp_path / "out" / "sample").glob("*.png")
+    words = ["--lora_weights", str(tmp_path / "out" / "small.safetensors"), "--prompt", "a red star"]
+    (picture,) = run(*words, "--guidance", "2", "--cfg_scale", "3", "--negative_prompt", "dark", kind=kind)
+    assert difference(np.asarray(Image.open(preview)).astype(int), picture) < 0.05
+
+
 KINDS = {
     "loha": ("networks.loha", []),
     "lokr": ("networks.lokr", ["factor=4"]),
