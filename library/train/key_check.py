@@ -73,13 +73,18 @@ def orphans(keys: Shapes, layers: Shapes) -> dict[str, str]:
     parts: dict[str, dict[str, Shape]] = {}
     for key, shape in keys.items():
         name, dot, end = key.partition(".")
-        if name in layers and dot:
+        if _layer(name) in layers and dot:
             parts.setdefault(name, {})[end] = shape
         else:
             wrong[key] = "there is no layer of this name in the model"
     for name, found in parts.items():
-        wrong |= {f"{name}.{end}": why for end, why in _wrong_ends(found, layers[name]).items()}
+        wrong |= {f"{name}.{end}": why for end, why in _wrong_ends(found, layers[_layer(name)]).items()}
     return wrong
+
+
+def _layer(name: str) -> str:
+    """The layer's name among all, of which those of OFT have one of their own."""
+    return f"lora_{name.removeprefix('oft_')}" if name.startswith("oft_") else name
 
 
 def _wrong_ends(found: Mapping[str, Shape], layer: Shape) -> dict[str, str]:
@@ -107,4 +112,19 @@ def _full_shape(kind: Kind, found: Mapping[str, Shape]) -> Shape | None:
         return up[0], math.prod(down[1:]) * math.prod(up[2:]) * kernel
     if kind.name == "LoHa" and "hada_t1" not in found:
         return found["hada_w1_a"][0], math.prod(found["hada_w1_b"][1:])
+    if kind.name == "LoHa":
+        return found["hada_w1_a"][1], found["hada_w1_b"][1] * math.prod(found["hada_t1"][2:])
+    if kind.name == "LoKr":
+        small, large = _factor(found, "lokr_w1", "lokr_t1"), _factor(found, "lokr_w2", "lokr_t2")
+        return small[0] * large[0], small[1] * large[1]
     return found.get("diff") if kind.name == "full" else None
+
+
+def _factor(found: Mapping[str, Shape], name: str, core: str) -> tuple[int, int]:
+    """Rows and columns of one factor of a Kronecker product, which may be a product itself."""
+    if name in found:
+        return found[name][0], math.prod(found[name][1:])
+    first, second = found[f"{name}_a"], found[f"{name}_b"]
+    if core in found:
+        return first[1], second[1] * math.prod(found[core][2:])
+    return first[0], math.prod(second[1:])

@@ -35,6 +35,17 @@ def test_complete_adapters_of_every_kind_have_a_place() -> None:
             "lora_unet_conv.lora_up.weight": (6, 2, 1, 1),
         },
         "LoKr": {"lora_unet_a.lokr_w1": (2, 2), "lora_unet_a.lokr_w2": (3, 2), "lora_unet_a.alpha": ()},
+        "LoKr with a core": {
+            **{f"lora_unet_conv.lokr_{end}": size for end, size in (("w1", (2, 2)), ("t2", (2, 2, 3, 3)))},
+            **{f"lora_unet_conv.lokr_{end}": size for end, size in (("w2_a", (2, 3)), ("w2_b", (2, 2)))},
+        },
+        "LoHa with a core": {
+            **{f"lora_unet_conv.hada_{end}": (2, 2, 3, 3) for end in ("t1", "t2")},
+            **{f"lora_unet_conv.hada_{end}": (2, 6) for end in ("w1_a", "w2_a")},
+            **{f"lora_unet_conv.hada_{end}": (2, 4) for end in ("w1_b", "w2_b")},
+        },
+        "OFT": {"oft_unet_conv.oft_blocks": (2, 3, 3), "oft_unet_conv.alpha": ()},
+        "DoRA": lora("lora_unet_a", 6, 4) | {"lora_unet_a.dora_scale": (1, 4)},
         "full": {"lora_unet_a.diff": (6, 4), "lora_unet_a.diff_b": (6,)},
         "norm": {"lora_te_norm.w_norm": (5,), "lora_te_norm.b_norm": (5,)},
     }
@@ -52,6 +63,8 @@ def test_complete_adapters_of_every_kind_have_a_place() -> None:
         (lora("lora_unet_a", 6, 5), "lora_unet_a.lora_down.weight", r"\[6, 5\] to a layer of shape \[6, 4\]"),
         (lora("lora_unet_a", 4, 6), "lora_unet_a.lora_down.weight", r"\[4, 6\] to a layer of shape \[6, 4\]"),
         (lora("lora_unet_a", 6, 4) | {"lora_unet_a.lora_up.weight": (6, 3)}, "lora_unet_a.lora_up.weight", "rank"),
+        ({"lora_unet_a.lokr_w1": (2, 2), "lora_unet_a.lokr_w2": (2, 2)}, "lora_unet_a.lokr_w1", r"shape \[4, 4\]"),
+        ({"oft_unet_b.oft_blocks": (2, 3, 3)}, "oft_unet_b.oft_blocks", "no layer"),
         ({"lora_unet_a.lora_A.weight": (2, 4)}, "lora_unet_a.lora_A.weight", "unknown kind"),
     ],
 )
