@@ -175,8 +175,9 @@ def _restore_weights(modules: Sequence[nn.Module], path: Path) -> None:
         if wrong or saved.keys() - wanted.keys():
             odd = wrong + sorted(saved.keys() - wanted.keys())
             raise ValueError(
-                f"the state is of a network of another shape ({describe_keys(odd)}); --network_module, "
-                "--network_dim, --network_args and what is trained must be those of the run that saved it"
+                f"the state is of a network of another shape, or of other parts of the model ({describe_keys(odd)}); "
+                "--network_module, --network_dim, --network_args, --stop_text_encoder_training and all else that says "
+                "what is trained must be those of the run that saved it"
             )
         for key, tensor in wanted.items():
             tensor.copy_(file.read(key))

@@ -128,6 +128,8 @@ class Trainer(ABC):
             self.arch = self.architecture(self.settings)
             self.room = MemoryRoom(self.settings, self.arch, self.dtype, self.device)
             report_unused_flags(self.settings, self.arch)
+            if self.accelerator.is_main_process:
+                check_output_folder(self.settings[OutputFlags])
             self.previews = Previews(self.settings[PreviewFlags], self.settings[OutputFlags], self.arch)
 
     def load_data(self) -> None:
@@ -197,7 +199,6 @@ class Trainer(ABC):
         self.models = models_without_weights(*parts, trains_text_encoder=self.trains_text_encoder)
         self.trained = self.build_trainable()
         groups = self.parameter_groups()
-        check_output_folder(self.settings[OutputFlags])
         self.announce(groups)
         report_memory(self.settings, self.arch, self.room, self.models, self.trained, groups, self.data, device)
 

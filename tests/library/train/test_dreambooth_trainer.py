@@ -252,6 +252,23 @@ def test_previews_validation_and_averages_see_the_trained_model(runs: ModelRuns)
     assert math.isfinite(trainer.validation.best_loss)
 
 
+def test_a_folder_that_cannot_be_made_is_named_before_anything_is_read(
+    runs: ModelRuns, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (runs.root / "taken").touch()
+    assert SmallModelTrainer(runs.settings("taken")).run() == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert "taken is a file, so no folder can be made there" in lines[-1]
+    assert not any("images" in line for line in lines)
+
+
+def test_a_state_of_other_parts_is_refused_with_the_reason(runs: ModelRuns) -> None:
+    runs.train("first", "--max_train_steps=1", "--save_state_on_train_end")
+    words = ("--max_train_steps=2", "--stop_text_encoder_training=-1", "--resume", runs.state("first"))
+    with pytest.raises(ValueError, match=r"other parts of the model.*--stop_text_encoder_training"):
+        runs.train("second", *words)
+
+
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing_broken(
     runs: ModelRuns, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
