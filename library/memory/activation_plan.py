@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,7 +170,12 @@ def measured(forward: Callable[..., Any], inputs: Sequence[Any]) -> Cost:
         return alias
 
     flops = FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU)
-    with mode, torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with (
+        mode,
+        torch.enable_grad(),
+        _fresh_autocast(hollow),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
         with flops, _Traffic() as traffic:
             forward(*hollow)
     into = sum(value.nbytes for value in hollow if isinstance(value, Tensor) and value.requires_grad)
@@ -179,6 +185,14 @@ def measured(forward: Callable[..., Any], inputs: Sequence[Any]) -> Cost:
         {Recompute.NOTHING: into + everything, Recompute.ELEMENTWISE: into + traffic.products, Recompute.ALL: into},
         {Recompute.NOTHING: 0.0, Recompute.ELEMENTWISE: moved, Recompute.ALL: moved + products},
     )
+
+
+def _fresh_autocast(inputs: Sequence[Any]) -> AbstractContextManager[Any]:
+    """Autocast as it is, without its memory of cast weights: those without content must not be found again later."""
+    kind = next((value.device.type for value in inputs if isinstance(value, Tensor)), "cpu")
+    if not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False)
 
 
 class _Traffic(TorchDispatchMode):
@@ -194,8 +208,7 @@ class _Traffic(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if func in PRODUCTS:
-            if not func._schema.is_mutable:
-                self.products += sum(tensor.nbytes for tensor in tensors)
+            self.products += sum(tensor.nbytes for tensor in tensors)
         elif torch.Tag.pointwise in func.tags or func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.clone):
             read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             self.moved += sum(tensor.nbytes for tensor in (*read, *tensors))

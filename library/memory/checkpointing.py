@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from library.memory.frozen_layers import FrozenLayer, frozen_layers
@@ -104,40 +104,58 @@ def selective_contexts(
     return _FirstPass(kept), _SecondPass(kept, layers)
 
 
-class _FirstPass(TorchDispatchMode):
-    """Keeps what products give."""
+class _Pass(TorchDispatchMode):
+    """Tells apart what is kept and what is done again.
+
+    A product that something is added to in place, as a LoRA does, is kept as it is afterwards; so whatever changes a
+    kept tensor must not be done again either.
+    """
 
     def __init__(self, kept: deque[tuple[Any, Any]]) -> None:
         super().__init__()
         self._kept = kept
+        self._storages: set[int] = set()
+
+    def _is_kept(self, func: Any, args: tuple[Any, ...]) -> bool:
+        if not func._schema.is_mutable:
+            return func in PRODUCTS
+        return bool(args) and isinstance(args[0], Tensor) and args[0].untyped_storage()._cdata in self._storages
+
+    def _remember(self, out: Any) -> None:
+        self._storages.update(leaf.untyped_storage()._cdata for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+
+
+class _FirstPass(_Pass):
+    """Keeps what products give."""
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func in PRODUCTS:
-            # A tensor without the graph that autograd is about to give this one. What is added to it in place later, as
-            # by a LoRA, belongs to it: the product that adds is known too, and is not repeated.
+        if self._is_kept(func, args):
+            # A tensor without the graph that autograd is about to give this one.
             self._kept.append((func, tree_map_only(Tensor, Tensor.detach, out)))
+            self._remember(out)
         return out
 
 
-class _SecondPass(TorchDispatchMode):
-    """Answers products with what was kept, in the same order."""
+class _SecondPass(_Pass):
+    """Answers with what was kept, in the same order; frozen weights of `layers` are not looked up meanwhile."""
 
     def __init__(self, kept: deque[tuple[Any, Any]], layers: Sequence[FrozenLayer]) -> None:
-        super().__init__()
-        self._kept = kept
+        super().__init__(kept)
         self._layers = layers
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func not in PRODUCTS:
+        if not self._is_kept(func, args):
             return func(*args, **(kwargs or {}))
         if not self._kept or self._kept[0][0] is not func:
             raise RuntimeError("a block calculated something else the second time; recompute all of it instead")
-        return self._kept.popleft()[1]
+        out = self._kept.popleft()[1]
+        self._remember(out)
+        return out
 
     def __enter__(self) -> Any:
         for layer in self._layers:
@@ -167,10 +185,8 @@ def _existing(*names: str) -> frozenset[Any]:
 PRODUCTS = _existing(
     "mm",
     "addmm",
-    "addmm_",
     "bmm",
     "baddbmm",
-    "baddbmm_",
     "_scaled_mm",
     "convolution",
     "_scaled_dot_product_flash_attention",

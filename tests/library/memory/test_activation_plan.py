@@ -89,6 +89,21 @@ def test_the_first_pass_measures_and_the_next_follows_the_plan_without_changing_
     assert len(set(found.choices)) > 1
 
 
+def test_measuring_leaves_nothing_behind_in_autocast() -> None:
+    found = []
+    for measures in (False, True):
+        torch.manual_seed(0)
+        layer = nn.Linear(WIDTH, WIDTH)
+        x = torch.randn(2, WIDTH, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            if measures:
+                measured(layer.forward, (x,))
+            y = layer(x)
+        y.sum().backward()
+        found.append([y.detach(), layer.weight.grad, x.grad])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_as_long_as_the_memory_is_not_known_everything_is_recomputed() -> None:
     plan = ActivationPlan([lambda x: x * 2.0], lambda needed: None)
     x = torch.randn(3, requires_grad=True)

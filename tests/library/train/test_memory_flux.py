@@ -77,6 +77,16 @@ def test_streaming_and_recomputing_change_no_bit_of_the_result(
         assert len(list((tmp_path / f"{number}" / "sample").iterdir())) == 2, words
 
 
+@pytest.mark.parametrize("network", ["networks.lokr", "networks.lora_flux --network_args dora_wd=True"])
+def test_adapters_of_other_kinds_learn_the_same_on_streaming_weights(
+    small_flux: FluxDemo, deep: Path, tmp_path: Path, network: str
+) -> None:
+    words = ["--mixed_precision=bf16", "--network_module", *network.split()]
+    expected = trained(small_flux, deep, tmp_path / "plain", *words)
+    found = trained(small_flux, deep, tmp_path / "saving", *words, "--blocks_to_swap=3", "--activation_memory=0.004")
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
 def test_float8_learns_about_the_same_and_scales_are_closer(small_flux: FluxDemo, deep: Path, tmp_path: Path) -> None:
     half = "--mixed_precision=bf16"
     exact = trained(small_flux, deep, tmp_path / "plain", half)
