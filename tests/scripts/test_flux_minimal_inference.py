@@ -16,8 +16,10 @@ from PIL import Image
 
 from demo_flux_folder import FluxDemo
 from library.flags.settings import read_settings
+from library.models.flux.model import FluxShape
 from library.models.flux.picture_flags import FLUX_PICTURES, PICTURE_RULES
 from tests.clients.flux_training import train_flux
+from tests.library.models.flux import small
 
 SCRIPT = Path(__file__).resolve().parents[2] / "flux_minimal_inference.py"
 Pictures = list[np.ndarray[Any, Any]]
@@ -186,6 +188,18 @@ def test_what_of_a_lora_fits_no_layer_is_said(run: Run, lora: str, caplog: pytes
     assert not np.array_equal(plain, changed)
     assert "belong to no layer, such as lora_te1_" in caplog.text
     assert "belong to no layer, such as lora_unet_double_blocks_0_img_mod_lin" in caplog.text
+
+
+def test_a_controlnet_follows_its_picture(run: Run, tmp_path: Path) -> None:
+    shape = FluxShape(64, 128, 4, 512, 32, double_blocks=1, single_blocks=0, pooled_dim=64, has_guidance=True)
+    net = str(small.write(small.controlnet(shape), tmp_path / "net.safetensors"))
+
+    def steered(colour: str) -> np.ndarray[Any, Any]:
+        Image.new("RGB", (30, 20), colour).save(tmp_path / f"{colour}.jpg")
+        words = ["--controlnet_model_name_or_path", net, "--controlnet_image", str(tmp_path / f"{colour}.jpg")]
+        return run(*words, "--dtype", "bf16", "--flux_dtype", "fp8")[0]
+
+    assert not np.array_equal(steered("white"), steered("black"))
 
 
 def test_files_that_do_not_fit_are_named(

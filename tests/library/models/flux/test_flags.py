@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 from library.flags.declare import declared_flags, is_switch, takes_many, value_type
+from library.flags.objective import LossFlags, NoiseFlags
 from library.flags.settings import Settings, read_settings
 from library.flags.trainers import TRAIN_NETWORK
-from library.models.flux.flags import FLUX_TRAIN_NETWORK, FluxModelFlags, FluxTrainingFlags
+from library.models.flux.flags import FLUX_IDLE, FLUX_TRAIN_NETWORK, FluxModelFlags, FluxTrainingFlags
 from library.models.flux.rules import FLUX_RULES
 
 Read = Callable[..., Settings]
@@ -83,6 +85,24 @@ def test_scales_win_over_a_plain_cast_and_split_mode_is_18_swapped_blocks(read: 
     assert (values["fp8_base"], values["blocks_to_swap"]) == (False, 18)
     assert len(settings.warnings) == 2
     assert read("--split_mode", "--blocks_to_swap=auto").values()["blocks_to_swap"] == "auto"
+
+
+def test_what_never_had_an_effect_works_here_or_is_named(facts: Path) -> None:
+    rows = json.loads((facts / "cli" / "flux_train_network.json").read_text(encoding="utf-8"))["flags"]
+    dead = {row["dest"] for row in rows if re.match("no effect|warning|metadata|never read", row.get("effect", ""))}
+    work = {"mem_eff_attn", "xformers", "sdpa", "min_timestep", "max_timestep", "controlnet_model_name_or_path"}
+    assert dead == FLUX_IDLE.keys() | work
+
+
+def test_a_flag_without_effect_is_named_and_stays_at_its_default(base: list[str]) -> None:
+    words = [*base, "--min_snr_gamma=5", "--noise_offset=0.1", "--max_token_length=225"]
+    settings = read_settings(FLUX_TRAIN_NETWORK, "a test", argv=words, idle=FLUX_IDLE, rules=FLUX_RULES)
+    assert [warning.partition(" ")[0] for warning in settings.warnings] == [
+        *("--max_token_length", "--noise_offset", "--min_snr_gamma")
+    ]
+    assert settings[NoiseFlags].noise_offset is None and settings[LossFlags].min_snr_gamma is None
+    with pytest.raises(SystemExit):
+        read_settings(FLUX_TRAIN_NETWORK, "a test", argv=[*words, "--strict"], idle=FLUX_IDLE, rules=FLUX_RULES)
 
 
 @pytest.mark.parametrize("name", ["clip_l", "t5xxl", "ae"])
