@@ -93,8 +93,10 @@ class Pipeline:
 
     def _read_text_encoders(self) -> list[nn.Module]:
         numbers = self.numbers.text_encoders
-        encoders = self.arch.load_text_encoders(self.numbers.of(numbers[-1]), self.device)
-        encoders = [encoder.to(self.numbers.of(dtype)) for encoder, dtype in zip(encoders, numbers, strict=True)]
+        encoders = [
+            self.arch.load_text_encoder(number, self.numbers.of(dtype), self.device)
+            for number, dtype in enumerate(numbers)
+        ]
         merged = self.adapters is not None and self.adapters.merge
         if self.adapters is not None and merged:
             self.adapters.on_text_encoders(self.arch.network_views(encoders), self.device)

@@ -133,6 +133,10 @@ class Architecture(ABC):
     def load_text_encoders(self, dtype: torch.dtype, device: torch.device) -> list[nn.Module]:
         """The family's text encoders, in order, in eval mode and without gradients."""
 
+    def load_text_encoder(self, number: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """One of them by itself, for those that give each a number format of its own."""
+        return self.load_text_encoders(dtype, device)[number]
+
     @abstractmethod
     def load_vae(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """The autoencoder, in eval mode and without gradients."""

@@ -90,13 +90,19 @@ class Flux(Architecture):
 
     def load_text_encoders(self, dtype: torch.dtype, device: torch.device) -> list[nn.Module]:
         """CLIP-L, or what stands in its place, and T5-XXL."""
-        t5 = load_t5(self._t5_path, dtype, device)
-        check_t5_vocabulary(t5, self.t5_tokenizer, str(self._t5_path))
+        return [self.load_text_encoder(number, dtype, device) for number in range(2)]
+
+    def load_text_encoder(self, number: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """CLIP-L, or what stands in its place, for 0, and T5-XXL for 1; the other is not read."""
+        if number == 1:
+            t5 = load_t5(self._t5_path, dtype, device)
+            check_t5_vocabulary(t5, self.t5_tokenizer, str(self._t5_path))
+            return t5
         if not self.variant.takes_pooled:
-            return [NoTextEncoder(), t5]
+            return NoTextEncoder()
         clip = load_clip(self._clip_path, dtype, device)
         check_vocabulary(clip, self.clip_tokenizer, str(self._clip_path))
-        return [clip, t5]
+        return clip
 
     def load_vae(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """The autoencoder of --ae."""

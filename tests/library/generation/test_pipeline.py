@@ -24,9 +24,9 @@ class Toy:
         self.log: list[str] = []
         self.grey = 0.0
 
-    def load_text_encoders(self, dtype: torch.dtype, device: torch.device) -> list[nn.Module]:
-        self.log.append(f"read text encoders as {dtype}")
-        return [nn.Linear(1, 1), nn.Linear(1, 1)]
+    def load_text_encoder(self, number: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        self.log.append(f"read text encoder {number} as {dtype}")
+        return nn.Linear(1, 1).to(dtype)
 
     quantized = None
 
@@ -85,7 +85,8 @@ def test_text_is_encoded_before_the_denoiser_is_read_and_adapters_come_with_each
     arch = Toy()
     pipeline_of(arch, adapters=Recorder(arch.log)).make(REQUEST)
     assert arch.log == [
-        "read text encoders as torch.bfloat16",
+        "read text encoder 0 as torch.float32",
+        "read text encoder 1 as torch.bfloat16",
         "adapt 2 text encoders",
         "encode with [torch.float32, torch.bfloat16]",
         "read denoiser as torch.bfloat16",

@@ -194,6 +194,16 @@ def test_a_control_picture_steers_the_answer(tmp_path: Path) -> None:
     assert pair.control is not None and pair.control.shape[0] == 2 and pair.rows([1]).control is not None
 
 
+@SHAPES
+def test_a_text_encoder_is_read_by_itself_in_numbers_of_its_own(tmp_path: Path, shape: Any) -> None:
+    arch = flux(tmp_path, shape)
+    both = arch.load_text_encoders(torch.float32, CPU)
+    for number, dtype in enumerate((torch.float32, torch.bfloat16)):
+        alone = arch.load_text_encoder(number, dtype, CPU).state_dict()
+        expected = {name: value.to(dtype) for name, value in both[number].state_dict().items()}
+        assert alone.keys() == expected.keys() and all(torch.equal(alone[name], expected[name]) for name in alone)
+
+
 def test_a_prompt_names_the_picture_that_the_controlnet_follows(tmp_path: Path) -> None:
     net = small.write(small.controlnet(), tmp_path / "net.safetensors")
     arch = flux(tmp_path, controlnet_model_name_or_path=str(net))
