@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -98,6 +99,7 @@ class MemoryRoom:
     def attach(self, models: Models, trained: Trained) -> None:
         """Compile the blocks, and decide what each keeps for backward."""
         blocks = self._arch.blocks(models.denoiser)
+        uncompiled = [block.forward for block in blocks]
         if self._flags.torch_compile and self.device != META:
             compile_blocks(blocks, self._flags.dynamo_backend)
         encoder_blocks = [
@@ -106,7 +108,7 @@ class MemoryRoom:
             for block in self._arch.encoder_blocks(encoder)
         ]
         if self._flags.activation_memory is not None:
-            self._plan(blocks)
+            self._plan(blocks, uncompiled)
             checkpoint_blocks(encoder_blocks)
         elif self._flags.gradient_checkpointing:
             checkpoint_blocks([*blocks, *encoder_blocks], Recompute.ALL, self._offload())
@@ -174,10 +176,11 @@ class MemoryRoom:
             "--blocks_to_swap auto: %d blocks stay on the device now, %d are still swapped", kept, len(streams.order)
         )
 
-    def _plan(self, blocks: list[nn.Module]) -> None:
+    def _plan(self, blocks: list[nn.Module], measured: Sequence[Callable[..., Any]]) -> None:
+        """Let a plan decide at each call; a compiled block would not be compiled any more once it has been measured."""
         streamed = set(self.streamed) if self._flags.torch_compile else set()
         allowed = [frozenset([Recompute.ALL]) if i in streamed else frozenset(Recompute) for i in range(len(blocks))]
-        plan = ActivationPlan([block.forward for block in blocks], self._budget, allowed)
+        plan = ActivationPlan(measured, self._budget, allowed)
         offload = self._offload()
         for index, block in enumerate(blocks):
             block.forward = Checkpointed(block, functools.partial(plan.choose, index), offload)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -75,3 +78,14 @@ def test_a_file_in_float8_is_used_as_it_is_without_scales_and_refused_with_them(
         Quantizer(Format())("a.weight", stored)
     with pytest.raises(ValueError, match="float8_e5m2 in the file; of these formats float8_e4m3fn"):
         Quantizer(Format(Scaling.NONE))("a.weight", torch.randn(4, 64).to(torch.float8_e5m2))
+
+
+def test_the_layers_that_are_rounded_are_the_recorded_ones(facts: Path) -> None:
+    recorded = json.loads((facts / "fp8.json").read_text(encoding="utf-8"))["hunyuan_image_scaled"]
+    take = Quantizer(Format(), recorded["target_substrings"], recorded["exclude_substrings"])
+    inside = [name for block in ("double", "single") for name in recorded[f"quantized_in_{block}_block_0"]]
+    others = ["double_blocks.0.img_attn_q_norm.weight", "img_in.proj.weight", "double_blocks.0.img_mlp.fc1.bias"]
+    for name in (*inside, *others):
+        value = torch.ones(4, 64) if name.endswith("weight") else torch.ones(4)
+        assert (take(name, value).dtype == E4M3) == (name in inside), name
+    assert len(take.scales) == len(inside) == 13

@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from demo_flux_folder import FluxDemo
 from demo_flux_weights import FluxSizes, small_transformer
@@ -85,6 +86,21 @@ def test_adapters_of_other_kinds_learn_the_same_on_streaming_weights(
     expected = trained(small_flux, deep, tmp_path / "plain", *words)
     found = trained(small_flux, deep, tmp_path / "saving", *words, "--blocks_to_swap=3", "--activation_memory=0.004")
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_compiled_blocks_share_a_program_for_each_kind_and_have_no_break(
+    small_flux: FluxDemo, deep: Path, tmp_path: Path
+) -> None:
+    half = "--mixed_precision=bf16"
+    expected = trained(small_flux, deep, tmp_path / "plain", half)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = ("--torch_compile", "--dynamo_backend=eager", "--activation_memory=0.004")
+    found = trained(small_flux, deep, tmp_path / "compiled", half, *compiled)
+    torch._dynamo.reset()
+    assert likeness(found, expected) > 0.999
+    # Double and single blocks, each for two sizes of picture; the first block of all has inputs without gradients.
+    assert 0 < counters["stats"]["unique_graphs"] <= 12 and not counters["graph_break"]
 
 
 def test_float8_learns_about_the_same_and_scales_are_closer(small_flux: FluxDemo, deep: Path, tmp_path: Path) -> None:
