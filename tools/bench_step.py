@@ -24,8 +24,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         run = small_run(write_demo(Path(folder) / "demo"), Path(folder) / "output")
         batches = run.batches()
-        times = [run.timed_step(batches) for _ in range(WARM_UP + MEASURED)][WARM_UP:]
-        run.progress.close()
+        with run.progress.until_closed():
+            times = [run.timed_step(batches) for _ in range(WARM_UP + MEASURED)][WARM_UP:]
         found = {
             "layers": len(run.trained.network.state_dict()) // 3,  # down, up and alpha
             "median_ms": 1000 * statistics.median(whole for whole, _ in times),

@@ -11,6 +11,7 @@ from transformers.models.t5.tokenization_t5 import T5Tokenizer
 import demo_pictures
 import demo_tokenizer
 from demo_flux_weights import FluxSizes, small_autoencoder, small_clip, small_t5, small_transformer
+from demo_folder import DemoData
 from library.files.weights import save_safetensors
 
 T5_FOLDER = "google_t5-v1_1-xxl"
@@ -42,10 +43,8 @@ drawing, one white star, plain blue background --w 96 --h 64 --s 4 --d 2 --g 1 -
 
 
 @dataclass(frozen=True)
-class FluxDemo:
+class FluxDemo(DemoData):
     """The paths of the FLUX demo."""
-
-    root: Path
 
     def transformer(self, kind: str = "dev") -> Path:
         """FLUX.1 "dev" or "schnell", or "chroma", a single .safetensors file."""
@@ -65,26 +64,6 @@ class FluxDemo:
     def ae(self) -> Path:
         """For --ae."""
         return self.root / "ae.safetensors"
-
-    @property
-    def tokenizers(self) -> Path:
-        """For --tokenizer_cache_dir."""
-        return self.root / "tokenizers"
-
-    @property
-    def pictures(self) -> Path:
-        """Pictures and captions."""
-        return self.root / "pictures"
-
-    @property
-    def dataset(self) -> Path:
-        """For --dataset_config."""
-        return self.root / "dataset.toml"
-
-    @property
-    def prompts(self) -> Path:
-        """For --sample_prompts."""
-        return self.root / "prompts.txt"
 
 
 def write_flux_demo(root: Path) -> FluxDemo:

@@ -37,15 +37,10 @@ drawing, one white star, plain blue background --w 256 --h 128 --s 12 --d 2 --l 
 
 
 @dataclass(frozen=True)
-class DemoFolder:
-    """The paths of a demo folder."""
+class DemoData:
+    """What a demo of any family has in its folder besides the model."""
 
     root: Path
-
-    @property
-    def checkpoint(self) -> Path:
-        """The model, a single .safetensors file."""
-        return self.root / "small_sd15.safetensors"
 
     @property
     def tokenizers(self) -> Path:
@@ -66,6 +61,16 @@ class DemoFolder:
     def prompts(self) -> Path:
         """For --sample_prompts."""
         return self.root / "prompts.txt"
+
+
+@dataclass(frozen=True)
+class DemoFolder(DemoData):
+    """The paths of a demo folder of Stable Diffusion 1.x."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """The model, a single .safetensors file."""
+        return self.root / "small_sd15.safetensors"
 
 
 def write_demo(root: Path) -> DemoFolder:
