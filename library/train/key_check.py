@@ -21,19 +21,28 @@ class Kind:
     needed: tuple[tuple[str, ...], ...]
     """Of each of these at least one; a name is known by the first that has all."""
     allowed: tuple[str, ...] = ()
+    products: tuple[tuple[str, str, str], ...] = ()
+    """(left, right, core): matrices of a product, and what stands between them when a kernel has a core."""
 
 
 KINDS = (
-    Kind("LoRA", (("lora_up.weight",), ("lora_down.weight",)), ("lora_mid.weight", "alpha", "dora_scale")),
+    Kind(
+        "LoRA",
+        (("lora_up.weight",), ("lora_down.weight",)),
+        ("lora_mid.weight", "alpha", "dora_scale"),
+        (("lora_up.weight", "lora_down.weight", "lora_mid.weight"),),
+    ),
     Kind(
         "LoHa",
         (("hada_w1_a",), ("hada_w1_b",), ("hada_w2_a",), ("hada_w2_b",)),
         ("hada_t1", "hada_t2", "alpha", "dora_scale"),
+        (("hada_w1_a", "hada_w1_b", "hada_t1"), ("hada_w2_a", "hada_w2_b", "hada_t2")),
     ),
     Kind(
         "LoKr",
         (("lokr_w1", "lokr_w1_a"), ("lokr_w2", "lokr_w2_a")),
         ("lokr_w1_b", "lokr_w2_b", "lokr_t1", "lokr_t2", "alpha", "dora_scale"),
+        (("lokr_w1_a", "lokr_w1_b", "lokr_t1"), ("lokr_w2_a", "lokr_w2_b", "lokr_t2")),
     ),
     Kind("OFT", (("oft_blocks", "oft_diag"),), ("rescale", "alpha")),
     Kind(
@@ -44,6 +53,9 @@ KINDS = (
     Kind("IA3", (("weight",), ("on_input",)), ("alpha",)),
 )
 """The key ends of published files; LyCORIS writes all of them. Where the layer is, the name before them says."""
+
+OWN_PREFIX = ("oft_", "OFT")
+"""Names of layers may begin with this instead of `lora_` in adapters of this kind: A1111 reads both spellings."""
 
 
 def check_network_file(path: Path, layers: Shapes) -> None:
@@ -73,58 +85,71 @@ def orphans(keys: Shapes, layers: Shapes) -> dict[str, str]:
     parts: dict[str, dict[str, Shape]] = {}
     for key, shape in keys.items():
         name, dot, end = key.partition(".")
-        if _layer(name) in layers and dot:
+        if dot:
             parts.setdefault(name, {})[end] = shape
         else:
             wrong[key] = "there is no layer of this name in the model"
     for name, found in parts.items():
-        wrong |= {f"{name}.{end}": why for end, why in _wrong_ends(found, layers[_layer(name)]).items()}
+        kind = _kind_of(found)
+        layer = layers.get(name)
+        if layer is None and kind is not None and (name[:4], kind.name) == OWN_PREFIX:
+            layer = layers.get(f"lora_{name[4:]}")
+        if layer is None:
+            wrong |= {f"{name}.{end}": "there is no layer of this name in the model" for end in found}
+        else:
+            wrong |= {f"{name}.{end}": why for end, why in _wrong_ends(kind, found, layer).items()}
     return wrong
 
 
-def _layer(name: str) -> str:
-    """The layer's name among all, of which those of OFT have one of their own."""
-    return f"lora_{name.removeprefix('oft_')}" if name.startswith("oft_") else name
+def _kind_of(found: Mapping[str, Shape]) -> Kind | None:
+    return next((kind for kind in KINDS if all(any(end in found for end in ends) for ends in kind.needed)), None)
 
 
-def _wrong_ends(found: Mapping[str, Shape], layer: Shape) -> dict[str, str]:
-    kind = next((kind for kind in KINDS if all(any(end in found for end in ends) for ends in kind.needed)), None)
+def _wrong_ends(kind: Kind | None, found: Mapping[str, Shape], layer: Shape) -> dict[str, str]:
     if kind is None:
         return dict.fromkeys(found, "its adapter is not complete, or of an unknown kind")
     known = {end for ends in kind.needed for end in ends} | set(kind.allowed)
     wrong = {end: f"a {kind.name} adapter has no such part" for end in found if end not in known}
-    if kind.name == "LoRA" and found["lora_up.weight"][1] != found["lora_down.weight"][0]:
-        wrong["lora_up.weight"] = "its rank is not that of lora_down"
-    shape = _full_shape(kind, found)
-    if shape is not None and (shape[0], math.prod(shape[1:])) != (layer[0], math.prod(layer[1:])):
-        wrong[next(iter(found))] = f"it makes a change of shape {list(shape)} to a layer of shape {list(layer)}"
+    for left, right, core in kind.products:
+        if left not in found:
+            continue
+        if right not in found:
+            wrong[left] = f"there is no {right} for it"
+        # A core of LyCORIS has the rank first on both sides; that of a LoRA stands between out x rank and rank x in.
+        elif found[left][0 if core in found and kind.name != "LoRA" else 1] != found[right][0]:
+            wrong[left] = f"its rank is not that of {right}"
+    if wrong:
+        return wrong
+    for shape in _full_shapes(kind, found):
+        if (shape[0], math.prod(shape[1:])) != (layer[0], math.prod(layer[1:])):
+            wrong[next(iter(found))] = f"it makes a change of shape {list(shape)} to a layer of shape {list(layer)}"
+    if kind.name == "OFT" and "oft_blocks" in found and math.prod(found["oft_blocks"][-3:-1]) != layer[0]:
+        blocks = list(found["oft_blocks"])
+        wrong["oft_blocks"] = f"blocks of shape {blocks} do not turn the outputs of a layer of shape {list(layer)}"
     return wrong
 
 
-def _full_shape(kind: Kind, found: Mapping[str, Shape]) -> Shape | None:
-    """The shape, out x in, of the change that the adapter makes; None where it is not worked out.
+def _full_shapes(kind: Kind, found: Mapping[str, Shape]) -> list[Shape]:
+    """The shape, out x in, of each change that has to fit the layer; none where it is not worked out.
 
     A convolution's kernel counts with the inputs, so that linear layers and 1x1 convolutions look alike.
     """
+    if kind.name == "LoKr":
+        ones = _product(found, "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_t1")
+        twos = _product(found, "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+        return [(ones[0] * twos[0], ones[1] * twos[1])]
     if kind.name == "LoRA":
         up, down = found["lora_up.weight"], found["lora_down.weight"]
         kernel = math.prod(found.get("lora_mid.weight", (1, 1))[2:])
-        return up[0], math.prod(down[1:]) * math.prod(up[2:]) * kernel
-    if kind.name == "LoHa" and "hada_t1" not in found:
-        return found["hada_w1_a"][0], math.prod(found["hada_w1_b"][1:])
+        return [(up[0], math.prod(down[1:]) * math.prod(up[2:]) * kernel)]
     if kind.name == "LoHa":
-        return found["hada_w1_a"][1], found["hada_w1_b"][1] * math.prod(found["hada_t1"][2:])
-    if kind.name == "LoKr":
-        small, large = _factor(found, "lokr_w1", "lokr_t1"), _factor(found, "lokr_w2", "lokr_t2")
-        return small[0] * large[0], small[1] * large[1]
-    return found.get("diff") if kind.name == "full" else None
+        return [_product(found, "", *product) for product in kind.products]
+    return [found["diff"]] if kind.name == "full" else []
 
 
-def _factor(found: Mapping[str, Shape], name: str, core: str) -> tuple[int, int]:
-    """Rows and columns of one factor of a Kronecker product, which may be a product itself."""
-    if name in found:
-        return found[name][0], math.prod(found[name][1:])
-    first, second = found[f"{name}_a"], found[f"{name}_b"]
-    if core in found:
-        return first[1], second[1] * math.prod(found[core][2:])
-    return first[0], math.prod(second[1:])
+def _product(found: Mapping[str, Shape], whole: str, left: str, right: str, core: str) -> tuple[int, int]:
+    """The size, out x in, of a matrix that is there as a whole or as a product, with a core between or without."""
+    if whole in found:
+        return found[whole][0], math.prod(found[whole][1:])
+    outputs = found[left][1 if core in found else 0]
+    return outputs, math.prod(found[right][1:]) * math.prod(found.get(core, (1, 1))[2:])

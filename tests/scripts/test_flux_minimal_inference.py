@@ -154,6 +154,7 @@ def test_the_last_preview_of_a_training_is_the_picture_that_its_file_makes(
 KINDS = {
     "loha": ("networks.loha", []),
     "lokr": ("networks.lokr", ["factor=4"]),
+    "oft": ("networks.oft", []),
     "dylora": ("networks.dylora", ["unit=2"]),
     "lora_fa": ("networks.lora_fa", []),
     "dora": ("networks.lora_flux", ["dora_wd=True"]),
