@@ -1,6 +1,17 @@
 """Which settings of memory do not go together."""
 
+from collections.abc import Sequence
+
 from library.flags.rules.rule import Consequence, Rule, Rules
+
+
+def calculates_with_weights(network_module: str | None, network_args: Sequence[str] | None) -> bool:
+    """Whether it is a network of LyCORIS that changes the weights themselves, which it does unless told to bypass."""
+    bypasses = any(pair.lower() in ("bypass_mode=true", "bypass_mode=1") for pair in network_args or ())
+    return (network_module or "").partition(".")[0] == "lycoris" and not bypasses
+
+
+NO_FLOAT8 = "calculates with the weights, not in float8: add bypass_mode=True to --network_args, or leave float8 out"
 
 MEMORY = Rules(
     mistakes=(
@@ -14,6 +25,13 @@ MEMORY = Rules(
             "merging into float8",
             lambda base_weights, fp8_base, fp8_base_unet: bool(base_weights and (fp8_base or fp8_base_unet)),
             "--base_weights cannot be added to weights in float8: merge them into the model with a merge script first",
+        ),
+        Rule(
+            "LyCORIS on float8",
+            lambda network_module, network_args, fp8_base, fp8_base_unet: (
+                (fp8_base or fp8_base_unet) and calculates_with_weights(network_module, network_args)
+            ),
+            "--network_module={network_module} " + NO_FLOAT8,
         ),
         Rule(
             "offloading without recomputation",
@@ -46,6 +64,13 @@ LARGE_MODELS = Rules(
                 fp8_matmul and not (fp8_scaled or fp8_base or fp8_base_unet)
             ),
             "--fp8_matmul needs weights in float8: add --fp8_scaled (or --fp8_base)",
+        ),
+        Rule(
+            "LyCORIS on scaled float8",
+            lambda network_module, network_args, fp8_scaled: (
+                fp8_scaled and calculates_with_weights(network_module, network_args)
+            ),
+            "--network_module={network_module} " + NO_FLOAT8,
         ),
         Rule(
             "merging into scaled float8",

@@ -43,6 +43,7 @@ MISTAKES = {
     "previews of nothing": "--sample_every_n_epochs=1",
     "float8 without mixed precision": "--fp8_base",
     "merging into float8": f"--fp8_base_unet --mixed_precision=bf16 --base_weights {__file__}",
+    "LyCORIS on float8": "--fp8_base --mixed_precision=bf16 --network_module=lycoris.kohya",
     "offloading without recomputation": "--cpu_offload_checkpointing",
     "persistent workers without workers": "--persistent_data_loader_workers --max_data_loader_n_workers=0",
 }
@@ -60,6 +61,7 @@ ALLOWED = [
     "--lr_warmup_steps=0",
     "--fused_backward_pass --optimizer_type=AdaFactor --mixed_precision=bf16",
     "--fp8_base --mixed_precision=bf16",
+    "--fp8_base --mixed_precision=bf16 --network_module=lycoris.kohya --network_args bypass_mode=True",
     "--cpu_offload_checkpointing --gradient_checkpointing",
     "--cpu_offload_checkpointing --activation_memory=auto",
     "--activation_memory=3.5 --torch_compile --dynamo_backend=eager",

@@ -154,6 +154,10 @@ def test_flux_keeps_its_guidance_and_its_unmasked_text(read: Read) -> None:
         ("--activation_memory=much", "--activation_memory: must be a number of gigabytes or auto, got 'much'"),
         ("--activation_memory=-2", "--activation_memory: must be at least 0, got -2"),
         ("--fp8_scaled", "--fp8_scaled is for storing: add --mixed_precision=bf16 (fp16 on older GPUs)"),
+        (
+            "--fp8_scaled --mixed_precision=bf16 --network_module=lycoris.kohya",
+            "--network_module=lycoris.kohya calculates with the weights, not in float8: add bypass_mode=True",
+        ),
         ("--fp8_matmul", "--fp8_matmul needs weights in float8: add --fp8_scaled (or --fp8_base)"),
         (
             f"--fp8_scaled --mixed_precision=bf16 --base_weights {__file__}",
