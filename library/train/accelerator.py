@@ -40,17 +40,21 @@ TRACKERS: Mapping[str, tuple[str, ...]] = {
 FIRST_PAUSE, LAST_PAUSE = 0.01, 1.0
 """Seconds between two looks at how many ranks have arrived."""
 
+SHARDING: Mapping[str, str] = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
+"""What `accelerate launch` tells its processes about."""
+
 SECRETS = frozenset(["wandb_api_key", "huggingface_token"])
 
 
 def make_accelerator(settings: Settings) -> Accelerator:
     """The processes of this run, joined; `settings` decide precision, accumulation and where logs go.
 
-    `backward` divides by --gradient_accumulation_steps. Raises ValueError for fp16 without a GPU, and for a
-    tracker without its package or its folder.
+    `backward` divides by --gradient_accumulation_steps. Raises ValueError for fp16 without a GPU, for a launcher with
+    FSDP or DeepSpeed, and for a tracker without its package or its folder.
     """
     precision, logs = settings[PrecisionFlags], settings[LoggingFlags]
     _check_precision(settings)
+    _check_launcher()
     repeatable_matrix_products()
     trackers = wanted_trackers(logs)
     timeout = settings[DistributedFlags].ddp_timeout
@@ -208,6 +212,16 @@ def _holds_absolute_path(value: Any) -> bool:
         return False
     text = str(value)
     return PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()
+
+
+def _check_launcher() -> None:
+    """Refuse a launcher that would have the weights divided among the processes, which nothing here does."""
+    for name, flag in SHARDING.items():
+        if parse_flag_from_env(flag):
+            raise ValueError(
+                f"accelerate was launched with {name}, which is not supported: gradients are averaged over whole "
+                "copies of what is trained; launch with --multi_gpu instead, or answer `accelerate config` without it"
+            )
 
 
 def _check_precision(settings: Settings) -> None:

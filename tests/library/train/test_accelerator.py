@@ -17,6 +17,7 @@ from library.flags.output import LoggingFlags, OutputFlags
 from library.flags.run import DistributedFlags, PrecisionFlags, StepFlags
 from library.flags.settings import Settings
 from library.train.accelerator import (
+    SHARDING,
     HalfGradScaler,
     agreed_seed,
     make_accelerator,
@@ -239,3 +240,10 @@ def test_ranks_wait_for_the_slowest_however_long_it_takes(tmp_path: Path) -> Non
 
 def test_one_process_waits_for_nobody() -> None:
     wait_patiently("caches")
+
+
+@pytest.mark.parametrize(("name", "variable"), SHARDING.items())
+def test_a_launcher_that_divides_weights_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, variable: str) -> None:
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ValueError, match=f"launched with {name}, which is not supported.*--multi_gpu"):
+        make_accelerator(Settings.of())
