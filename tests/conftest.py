@@ -12,6 +12,7 @@ import torch
 
 from demo_flux_folder import FluxDemo, write_flux_demo
 from demo_folder import DemoFolder, write_demo
+from demo_sdxl_folder import SdxlDemo, write_sdxl_demo
 
 os.environ.setdefault("MKL_CBWR", "AUTO")  # before the first matrix product, as a run does
 
@@ -32,6 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def small_sd(tmp_path_factory: pytest.TempPathFactory) -> DemoFolder:
     """A small SD 1.x checkpoint with tokenizer, captioned pictures, dataset TOML and prompts; do not write into it."""
     return write_demo(tmp_path_factory.mktemp("small_sd"))
+
+
+@pytest.fixture(scope="session")
+def small_sdxl(tmp_path_factory: pytest.TempPathFactory) -> SdxlDemo:
+    """A small SDXL checkpoint with tokenizers, captioned pictures, dataset TOML and prompts; do not write into it."""
+    return write_sdxl_demo(tmp_path_factory.mktemp("small_sdxl"))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,22 @@ class Sizes:
     """Width of the VAE on every level; one channel per group of its 32 group norms."""
 
 
+@dataclass(frozen=True)
+class UNetSizes:
+    """What decides the weights of a denoiser; one entry per level, from full resolution down."""
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    """Transformer blocks after each residual block; 0 for a level that does not see the text."""
+    mid_depth: int
+    text: int
+    """Width of the text that it sees."""
+    vector: int = 0
+    """Width of the vector that tells sizes and the pooled text, if there is one."""
+    linear: bool = False
+    """The layers around a transformer are linear, not convolutions."""
+
+
 def small_checkpoint(sizes: Sizes, seed: int = 0) -> dict[str, Tensor]:
     """Every weight of the model as float32, the same for the same `sizes` and `seed`."""
     shapes = {**unet_shapes(sizes), **text_shapes(sizes), **vae_shapes(sizes)}
@@ -36,53 +52,60 @@ def small_checkpoint(sizes: Sizes, seed: int = 0) -> dict[str, Tensor]:
     tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
     vae = {key.removeprefix("first_stage_model."): value for key, value in tensors.items() if "first_stage" in key}
     let_the_vae_copy_colours(vae, LATENT_GAIN)
-    _let_the_unet_start_from_its_input(tensors, sizes.unet[0])
+    let_the_unet_start_from_its_input(tensors, sizes.unet)
     return tensors
 
 
 def unet_shapes(sizes: Sizes) -> Shapes:
-    """The denoiser, `model.diffusion_model.*`."""
-    widths, time = sizes.unet, 4 * sizes.unet[0]
+    """The denoiser of Stable Diffusion 1.x, `model.diffusion_model.*`."""
+    return denoiser_shapes(UNetSizes(sizes.unet, depths=(1, 1, 1, 0), mid_depth=1, text=sizes.text))
+
+
+def denoiser_shapes(sizes: UNetSizes) -> Shapes:
+    """Every weight of a denoiser, `model.diffusion_model.*`."""
+    widths, time = sizes.widths, 4 * sizes.widths[0]
     shapes: Shapes = {}
 
-    def add(block: str, layers: Iterator[tuple[str, tuple[int, ...]]]) -> None:
+    def add(block: str, layers: Iterable[tuple[str, tuple[int, ...]]]) -> None:
         shapes.update({f"model.diffusion_model.{block}.{name}": shape for name, shape in layers})
 
-    add("time_embed.0", _layer(time, widths[0]))
-    add("time_embed.2", _layer(time, time))
+    def add_residual_and_transformer(block: str, inner: int, outer: int, depth: int) -> None:
+        add(f"{block}.0", _residual(inner, outer, time))
+        if depth:
+            add(f"{block}.1", _transformer(outer, sizes.text, depth, sizes.linear))
+
+    add("time_embed", _two_layers(time, widths[0]))
+    if sizes.vector:
+        add("label_emb.0", _two_layers(time, sizes.vector))
     add("input_blocks.0.0", _layer(widths[0], 4, 3, 3))
-    skips, width, index = [widths[0]], widths[0], 0
+    skips, width, index, last = [widths[0]], widths[0], 0, len(widths) - 1
     for level, wide in enumerate(widths):
         for _ in range(2):
             index += 1
-            add(f"input_blocks.{index}.0", _residual(width, wide, time))
+            add_residual_and_transformer(f"input_blocks.{index}", width, wide, sizes.depths[level])
             width = wide
-            if level < 3:
-                add(f"input_blocks.{index}.1", _transformer(width, sizes.text))
             skips.append(width)
-        if level < 3:
+        if level < last:
             index += 1
             add(f"input_blocks.{index}.0.op", _layer(width, width, 3, 3))
             skips.append(width)
-    add("middle_block.0", _residual(width, width, time))
-    add("middle_block.1", _transformer(width, sizes.text))
+    add_residual_and_transformer("middle_block", width, width, sizes.mid_depth)
     add("middle_block.2", _residual(width, width, time))
-    for index in range(12):
-        level = 3 - index // 3
-        add(f"output_blocks.{index}.0", _residual(width + skips.pop(), widths[level], time))
+    for index in range(3 * len(widths)):
+        level = last - index // 3
+        depth = sizes.depths[level]
+        add_residual_and_transformer(f"output_blocks.{index}", width + skips.pop(), widths[level], depth)
         width = widths[level]
-        if level < 3:
-            add(f"output_blocks.{index}.1", _transformer(width, sizes.text))
         if index % 3 == 2 and level > 0:
-            add(f"output_blocks.{index}.{1 if level == 3 else 2}.conv", _layer(width, width, 3, 3))
+            add(f"output_blocks.{index}.{2 if depth else 1}.conv", _layer(width, width, 3, 3))
     add("out.0", _layer(width))
     add("out.2", _layer(4, width, 3, 3))
     return shapes
 
 
-def text_shapes(sizes: Sizes) -> Shapes:
-    """The text encoder, `cond_stage_model.transformer.text_model.*`, without its position ids."""
-    root, width = "cond_stage_model.transformer.text_model", sizes.text
+def text_shapes(sizes: Sizes, prefix: str = "cond_stage_model.transformer.") -> Shapes:
+    """The text encoder, `text_model.*` behind `prefix`, without its position ids."""
+    root, width = f"{prefix}text_model", sizes.text
     shapes: Shapes = {
         f"{root}.embeddings.token_embedding.weight": (sizes.vocabulary, width),
         f"{root}.embeddings.position_embedding.weight": (77, width),
@@ -147,17 +170,24 @@ def _residual(inner: int, outer: int, time: int) -> Iterator[tuple[str, tuple[in
         yield from _named(skip_connection=_layer(outer, inner, 1, 1))
 
 
-def _transformer(width: int, text: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield from _named(norm=_layer(width), proj_in=_layer(width, width, 1, 1), proj_out=_layer(width, width, 1, 1))
-    block = "transformer_blocks.0"
-    for attention, source in (("attn1", width), ("attn2", text)):
-        for part, inner in (("to_q", width), ("to_k", source), ("to_v", source)):
-            yield f"{block}.{attention}.{part}.weight", (width, inner)
-        yield from ((f"{block}.{attention}.to_out.0.{name}", shape) for name, shape in _layer(width, width))
-    for name, shape in (("ff.net.0.proj", (8 * width, width)), ("ff.net.2", (width, 4 * width))):
-        yield from ((f"{block}.{name}.{part}", rows) for part, rows in _layer(*shape))
-    for norm in ("norm1", "norm2", "norm3"):
-        yield from ((f"{block}.{norm}.{name}", shape) for name, shape in _layer(width))
+def _two_layers(outer: int, inner: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield from (("0." + name, shape) for name, shape in _layer(outer, inner))
+    yield from (("2." + name, shape) for name, shape in _layer(outer, outer))
+
+
+def _transformer(width: int, text: int, depth: int, linear: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    side = (width, width) if linear else (width, width, 1, 1)
+    yield from _named(norm=_layer(width), proj_in=_layer(*side), proj_out=_layer(*side))
+    for index in range(depth):
+        block = f"transformer_blocks.{index}"
+        for attention, source in (("attn1", width), ("attn2", text)):
+            for part, inner in (("to_q", width), ("to_k", source), ("to_v", source)):
+                yield f"{block}.{attention}.{part}.weight", (width, inner)
+            yield from ((f"{block}.{attention}.to_out.0.{name}", shape) for name, shape in _layer(width, width))
+        for name, shape in (("ff.net.0.proj", (8 * width, width)), ("ff.net.2", (width, 4 * width))):
+            yield from ((f"{block}.{name}.{part}", rows) for part, rows in _layer(*shape))
+        for norm in ("norm1", "norm2", "norm3"):
+            yield from ((f"{block}.{norm}.{name}", shape) for name, shape in _layer(width))
 
 
 def _vae_residual(width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -213,19 +243,21 @@ def let_the_vae_copy_colours(vae: Mapping[str, Tensor], gain: float) -> None:
             vae[f"{name}.weight"][:, :, 0, 0] = torch.eye(len(vae[f"{name}.weight"]))
 
 
-def _let_the_unet_start_from_its_input(tensors: dict[str, Tensor], width: int) -> None:
+def let_the_unet_start_from_its_input(tensors: Mapping[str, Tensor], widths: tuple[int, ...]) -> None:
     """Make the untrained answer mostly the input itself: the best guess of the noise while there is much of it.
 
     The first layer's output reaches the last block as a skip; what the layers in between add stays small.
     """
     unet = {key.removeprefix("model.diffusion_model."): value for key, value in tensors.items()}
+    width, last = widths[0], f"output_blocks.{3 * len(widths) - 1}"
     pairs = torch.cat([torch.eye(4), -torch.eye(4)])
     unet["input_blocks.0.0.weight"][:8] = 0
     unet["input_blocks.0.0.weight"][:8, :, 1, 1] = pairs
-    skip = unet["output_blocks.11.0.skip_connection.weight"]
+    skip = unet[f"{last}.0.skip_connection.weight"]
     skip[:8] = 0
     skip[range(8), range(width, width + 8)] = 1.0
-    for block in ("output_blocks.11.0.out_layers.3", "output_blocks.11.1.proj_out"):
-        unet[f"{block}.weight"][:8] *= 0.1
+    for layer in (f"{last}.0.out_layers.3.weight", f"{last}.1.proj_out.weight"):
+        if layer in unet:
+            unet[layer][:8] *= 0.1
     unet["out.2.weight"].mul_(0.3)
     unet["out.2.weight"][:, :8, 1, 1] += 0.9 * pairs.T

@@ -80,8 +80,7 @@ def write_flux_demo(root: Path) -> FluxDemo:
     save_safetensors(small_clip(sizes), demo.clip_l, {})
     save_safetensors(small_t5(sizes), demo.t5xxl, {})
     save_safetensors(small_autoencoder(sizes), demo.ae, {})
-    demo.dataset.write_text(DATASET.format(pictures=demo.pictures.resolve().as_posix()), encoding="utf-8")
-    demo.prompts.write_text(PROMPTS, encoding="utf-8")
+    demo.write_texts(DATASET, PROMPTS)
     return demo
 
 

@@ -62,6 +62,11 @@ class DemoData:
         """For --sample_prompts."""
         return self.root / "prompts.txt"
 
+    def write_texts(self, dataset: str, prompts: str) -> None:
+        """Write the dataset file, with the folder of the pictures in place of {pictures}, and the prompts."""
+        self.dataset.write_text(dataset.format(pictures=self.pictures.resolve().as_posix()), encoding="utf-8")
+        self.prompts.write_text(prompts, encoding="utf-8")
+
 
 @dataclass(frozen=True)
 class DemoFolder(DemoData):
@@ -79,6 +84,5 @@ def write_demo(root: Path) -> DemoFolder:
     demo_pictures.write_pictures(demo.pictures)
     vocabulary = demo_tokenizer.write_tokenizer(demo.tokenizers / demo_tokenizer.FOLDER, demo_pictures.words())
     save_safetensors(small_checkpoint(Sizes(vocabulary=vocabulary)), demo.checkpoint, {})
-    demo.dataset.write_text(DATASET.format(pictures=demo.pictures.resolve().as_posix()), encoding="utf-8")
-    demo.prompts.write_text(PROMPTS, encoding="utf-8")
+    demo.write_texts(DATASET, PROMPTS)
     return demo

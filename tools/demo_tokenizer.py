@@ -13,12 +13,15 @@ FOLDER = "openai_clip-vit-large-patch14"
 
 WORD_END = "</w>"
 START, END = "<|startoftext|>", "<|endoftext|>"
+FIRST = "!"
+"""The token with the id 0."""
 
 
-def write_tokenizer(folder: Path, words: Iterable[str]) -> int:
+def write_tokenizer(folder: Path, words: Iterable[str], padding: str = END) -> int:
     """Write the files that `CLIPTokenizer.from_pretrained(folder)` reads and return the size of the vocabulary.
 
-    Each of `words` (lower case) becomes one token; anything else is spelled in bytes.
+    Each of `words` (lower case) becomes one token; anything else is spelled in bytes. Short texts are filled up with
+    the token `padding`.
     """
     merges = _merges(words)
     letters = sorted(ByteLevel.alphabet())
@@ -29,7 +32,7 @@ def write_tokenizer(folder: Path, words: Iterable[str]) -> int:
         "bos_token": START,
         "eos_token": END,
         "unk_token": END,
-        "pad_token": END,
+        "pad_token": padding,
         "model_max_length": 77,
         "do_lower_case": True,
     }

@@ -1,0 +1,61 @@
+"""Where does everything of the SDXL demo lie? A small Stable Diffusion XL model, tokenizers, pictures and prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import demo_pictures
+import demo_tokenizer
+from demo_folder import DemoData
+from demo_sdxl_weights import SdxlSizes, small_sdxl_checkpoint
+from library.files.weights import save_safetensors
+
+BIGG_FOLDER = "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k"
+"""The name under which Stable Diffusion XL looks in --tokenizer_cache_dir for its second tokenizer."""
+
+DATASET = """\
+[general]
+caption_extension = ".txt"
+
+[[datasets]]
+resolution = 64             # pixels: as much area as 64 x 64, in the shape of the picture
+batch_size = 4
+enable_bucket = true
+min_bucket_reso = 32
+max_bucket_reso = 128
+bucket_reso_steps = 32
+
+  [[datasets.subsets]]
+  image_dir = "{pictures}"
+  num_repeats = 1
+"""
+
+PROMPTS = """\
+# prompt, then: --w width, --h height, --s steps, --d seed, --l guidance, --n negative prompt
+drawing, one orange circle, plain blue background --w 64 --h 64 --s 4 --d 1 --l 3
+drawing, one white star, plain blue background --w 96 --h 64 --s 4 --d 2 --l 3 --n red
+"""
+
+
+@dataclass(frozen=True)
+class SdxlDemo(DemoData):
+    """The paths of the SDXL demo."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """The model, a single .safetensors file."""
+        return self.root / "small_sdxl.safetensors"
+
+
+def write_sdxl_demo(root: Path) -> SdxlDemo:
+    """Write the whole folder; files that are there already become the same again."""
+    demo = SdxlDemo(root)
+    demo_pictures.write_pictures(demo.pictures)
+    words = demo_pictures.words()
+    vocabulary = demo_tokenizer.write_tokenizer(demo.tokenizers / demo_tokenizer.FOLDER, words)
+    # The published second tokenizer has the same words, and fills up with its first one.
+    demo_tokenizer.write_tokenizer(demo.tokenizers / BIGG_FOLDER, words, padding=demo_tokenizer.FIRST)
+    save_safetensors(small_sdxl_checkpoint(SdxlSizes(vocabulary=vocabulary)), demo.checkpoint, {})
+    demo.write_texts(DATASET, PROMPTS)
+    return demo
