@@ -82,6 +82,4 @@ def family_of(unet: nn.Module, text_encoder: nn.Module | Sequence[nn.Module]) ->
             if any(f".{part}" in path for part in parts for path in paths):
                 return family
     known = ", ".join(family.__name__ for family, _ in FAMILIES)
-    raise ValueError(
-        f"no layers known to any of {known} in {type(unet).__name__}: this network is not for such a model"
-    )
+    raise ValueError(f"{type(unet).__name__} has no layers that one of {known} knows: no network for such a model")
