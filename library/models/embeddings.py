@@ -14,6 +14,7 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tens
     "Denoising Diffusion Probabilistic Models" (https://arxiv.org/abs/2006.11239), with the order of Stable Diffusion.
     """
     half = dim // 2
-    powers = torch.arange(half, dtype=torch.float32, device=t.device) / half
-    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * powers)
+    # In this order of roundings: the last bits of a frequency times a large number are seen.
+    powers = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = t.float()[:, None] * powers.exp()
     return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -23,6 +23,7 @@ ADAPTERS = {
     "unet": ["sd15_unet", "sd21_unet"],
     "vae": ["sd_vae"],
     "text_encoder": ["sd15_text_encoder", "sd21_text_encoder"],
+    "sdxl": ["sdxl_unet", "sdxl_text_encoders", "sdxl_size_embeddings"],
     "lora": ["lora_sd", "lora_sd21"],
     "lora_flux": ["lora_flux"],
     "lora_variants": ["lora_variants_sd15"],

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -14,8 +13,7 @@ from torch import Tensor, nn
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from library.diffusion.ddpm import DDPM
-from library.diffusion.guidance import guided
-from library.diffusion.samplers import denoise, make_sampler
+from library.diffusion.samplers import make_sampler
 from library.files.formats import LatentFormat, TextFormat
 from library.flags.dataset import CaptionFlags
 from library.flags.dreambooth import DreamBoothFlags
@@ -26,6 +24,7 @@ from library.flags.run import AttentionFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture, Condition, ImageRequest, OnWeight, TokenCount
 from library.models.attention import attention_mode
+from library.models.ddpm_pictures import completed, denoised
 from library.models.parts import MODEL_FLAG, VAE_FLAG, locate
 from library.models.sd.checkpoint import load_text_encoder, load_unet, load_vae, vae_id
 from library.models.sd.folder_files import FolderParts, folder_files
@@ -41,10 +40,13 @@ from library.models.text.tokens import (
     tokenize_rows,
     without_padding,
 )
+from library.models.vae import sd as autoencoder
 
 META = torch.device("meta")
 LATENT_SCALE = 0.18215
 """Brings the autoencoder's latents to unit variance."""
+DEFAULT_SIDE = 512
+"""Of a preview, in pixels."""
 WORDS_PER_ROW = 75
 ROWS_OF_A_PREVIEW = 3
 """Prompts of previews are cut after this many rows of 75 tokens, whatever --max_token_length says."""
@@ -128,9 +130,7 @@ class StableDiffusion(Architecture):
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> [B, 4, H/8, W/8], drawn from the posterior."""
-        posterior = cast(AutoencoderKL, vae).encode(pixels.to(next(vae.parameters()))).latent_dist
-        latents: Tensor = posterior.sample(generator)
-        return latents
+        return autoencoder.encode(cast(AutoencoderKL, vae), pixels, generator)
 
     def vae_id(self) -> str:
         """A hash of weights of the encoder half, the same for every layout of the file, in float32 or float16."""
@@ -142,9 +142,7 @@ class StableDiffusion(Architecture):
 
     def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
         """[B, 4, h, w] of unit variance -> [B, 3, 8h, 8w] in [-1, 1]."""
-        latents = latents.to(next(vae.parameters())) / LATENT_SCALE
-        pixels: Tensor = cast(AutoencoderKL, vae).decode(latents).sample
-        return pixels
+        return autoencoder.decode(cast(AutoencoderKL, vae), latents / LATENT_SCALE)
 
     def predict(self, denoiser: nn.Module, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Takes x [B, 4, h, w], t [B] in 0..999 and `context` [B, T, D] -> [B, 4, h, w]."""
@@ -153,28 +151,9 @@ class StableDiffusion(Architecture):
 
     def sample(self, denoiser: nn.Module, cond: Condition, uncond: Condition | None, request: ImageRequest) -> Tensor:
         """Latents [1, 4, h, w] of unit variance, by the sampler that `request` names."""
-        assert request.width and request.height and request.steps and request.sampler, "a complete request"
-        assert request.scale is not None and request.seed is not None, "a complete request"
+        assert request.sampler, "a complete request"
         scheduler = make_sampler(request.sampler, self.model.v_parameterization, self.zero_terminal_snr)
-        context, scale = cond.text["context"], request.scale
-        generator = torch.Generator().manual_seed(request.seed)
-        stride = self.latents.stride
-        size = (1, self.latents.channels, request.height // stride, request.width // stride)
-        noise = torch.randn(size, generator=generator).to(context.device)
-        guides = uncond is not None and scale > 1.0
-        if uncond is not None and guides:
-            context = torch.cat([context, uncond.text["context"]])
-        both = Condition({"context": context})
-
-        def model(x: Tensor, t: Tensor) -> Tensor:
-            # The sampler keeps its latents in float32; the U-Net takes what the text encoder gives.
-            x = x.to(context.dtype)
-            if not guides:
-                return self.predict(denoiser, x, t, both)
-            with_prompt, without = self.predict(denoiser, torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-            return guided(with_prompt, without, scale)
-
-        return denoise(scheduler, request.steps, model, noise, generator)
+        return denoised(partial(self.predict, denoiser), cond, uncond, request, scheduler, self.latents)
 
     def complete_request(self, request: ImageRequest) -> ImageRequest:
         """512x512, 30 steps, scale 7.5 and --sample_sampler where `request` says nothing; sides floored to 8.
@@ -183,14 +162,7 @@ class StableDiffusion(Architecture):
         """
         sampler = request.sampler or self.settings[PreviewFlags].sample_sampler
         make_sampler(sampler, self.model.v_parameterization, self.zero_terminal_snr)
-        return replace(
-            request,
-            width=_to_grid(request.width or 512),
-            height=_to_grid(request.height or 512),
-            steps=request.steps or 30,
-            scale=7.5 if request.scale is None else request.scale,
-            sampler=sampler,
-        )
+        return completed(request, sampler, DEFAULT_SIDE)
 
     def blocks(self, denoiser: nn.Module) -> list[nn.Module]:
         """Those on the way down, the middle, those on the way up."""
@@ -248,7 +220,3 @@ class StableDiffusion(Architecture):
     @cached_property
     def _vae_id(self) -> str:
         return vae_id(self._vae_path)
-
-
-def _to_grid(side: int) -> int:
-    return max(64, side - side % 8)

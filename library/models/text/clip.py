@@ -28,12 +28,23 @@ class TextEncoder(CLIPTextModel):
 
     def forward(self, input_ids: Tensor, clip_skip: int = 1) -> Tensor:
         """Token ids [B, L] -> [B, L, D]: the `clip_skip`-th states from the end, through the final norm."""
+        out: Tensor = self.final_layer_norm(self.states(input_ids, clip_skip)[0])
+        return out
+
+    def states(self, input_ids: Tensor, *from_end: int) -> list[Tensor]:
+        """Token ids [B, L] -> [B, L, D] without the final norm: states counted `from_end`, 1 for the last layer's.
+
+        The number of the deepest state comes last, and no layer beyond it is run.
+        """
         hidden = self.embeddings(input_ids=input_ids)
         mask = create_causal_mask(config=self.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
-        for layer in self.encoder.layers[: len(self.encoder.layers) + 1 - clip_skip]:
+        wanted = [len(self.encoder.layers) + 1 - number for number in from_end]
+        found = []
+        for count, layer in enumerate(self.encoder.layers[: wanted[-1]], start=1):
             hidden = layer(hidden, mask, is_causal=True)
-        out: Tensor = self.final_layer_norm(hidden)
-        return out
+            if count in wanted:
+                found.append(hidden)
+        return found
 
 
 def build_text_encoder(
@@ -123,11 +134,15 @@ def encode_rows(encoder: nn.Module, ids: Tensor, clip_skip: int) -> Tensor:
 
 
 def encode_caption(encoder: nn.Module, ids: Tensor, weights: Tensor | None, clip_skip: int = 1) -> Tensor:
-    """Training captions [B, rows, 77] -> [B, 75 * rows + 2, D].
+    """Training captions [B, rows, 77] -> [B, 75 * rows + 2, D], put together as `joined_rows` does."""
+    return joined_rows(encode_rows(encoder, ids, clip_skip), weights)
 
-    The marks between rows are left out, and states are multiplied by `weights` [B, rows, 77] as they are.
+
+def joined_rows(states: Tensor, weights: Tensor | None) -> Tensor:
+    """Rows of states [B, rows, 77, D] -> [B, 75 * rows + 2, D]; `weights` are [B, rows, 77].
+
+    The marks between rows are left out, and states are multiplied by their weights as they are.
     """
-    states = encode_rows(encoder, ids, clip_skip)
     if weights is not None:
         states = states * weights.to(states, non_blocking=True)[..., None]
     inner = states[:, :, 1:-1].flatten(1, 2)
@@ -135,13 +150,14 @@ def encode_caption(encoder: nn.Module, ids: Tensor, weights: Tensor | None, clip
 
 
 def encode_prompt(encoder: nn.Module, rows: TokenRows, clip_skip: int = 1) -> Tensor:
-    """Prompts of pictures to be made -> [B, 77 * rows, D]: every row keeps its marks.
+    """Prompts of pictures to be made -> [B, 77 * rows, D]: every row keeps its marks, weights as `weighted_prompt`."""
+    return weighted_prompt(encode_rows(encoder, rows.ids, clip_skip), rows.weights)
 
-    After weighting, the mean of each prompt's states is what it was before.
-    """
-    states = encode_rows(encoder, rows.ids, clip_skip).flatten(1, 2)
-    plain = states.float()
-    weighted = plain * rows.weights.to(plain.device).flatten(1)[..., None]
+
+def weighted_prompt(states: Tensor, weights: Tensor) -> Tensor:
+    """Rows of states [B, rows, 77, D] and weights [B, rows, 77] -> [B, 77 * rows, D] with each prompt's mean kept."""
+    plain = states.flatten(1, 2).float()
+    weighted = plain * weights.to(plain.device).flatten(1)[..., None]
     restored = plain.mean(dim=(1, 2), keepdim=True) / weighted.mean(dim=(1, 2), keepdim=True)
     return (weighted * restored).to(states.dtype)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,6 +93,10 @@ class TokenizerKind:
     """The files it is made of, unless they are in one, tokenizer.json."""
     folder: str = "tokenizer"
     """Where it lies in a model's folder."""
+
+    def in_folder(self, folder: str) -> TokenizerKind:
+        """The same kind, for a model's folder that has it in `folder`."""
+        return replace(self, folder=folder)
 
     @property
     def files(self) -> tuple[str, ...]:

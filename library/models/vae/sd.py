@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 
@@ -9,10 +10,13 @@ import torch
 
 # The narrowest path there is; it still costs 2.4 CPU seconds beside transformers.
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor
 
 from library.files.unet_names import UNET_PREFIX
 from library.files.weight_id import weight_id
 from library.files.weights import Source, WeightFile, describe_keys, fill_module
+
+logger = logging.getLogger(__name__)
 
 LDM_PREFIX = "first_stage_model."
 """Where the autoencoder lies in a whole checkpoint."""
@@ -109,6 +113,43 @@ def encoder_id(sources: Mapping[str, Source]) -> str:
     The decoder has no part in it, since published autoencoders often share their encoder, and with it the latents.
     """
     return weight_id(sources, lambda name: name.startswith(("encoder.", "quant_conv.")))
+
+
+def encode(vae: AutoencoderKL, pixels: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+    """[B, 3, H, W] in [-1, 1] -> [B, 4, H/8, W/8], drawn from the posterior.
+
+    An autoencoder whose numbers overflow in float16 goes on in float32, for good.
+    """
+    posterior = vae.encode(pixels.to(_format(vae))).latent_dist
+    if _overflows(vae, posterior.mean):
+        posterior = vae.encode(pixels.to(_format(vae))).latent_dist
+    latents: Tensor = posterior.sample(generator)
+    return latents
+
+
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """[B, 4, h, w] as `encode` gives them -> [B, 3, 8h, 8w] in [-1, 1]; overflows as there."""
+    pixels: Tensor = vae.decode(latents.to(_format(vae))).sample
+    if _overflows(vae, pixels):
+        pixels = vae.decode(latents.to(_format(vae))).sample
+    return pixels
+
+
+def _format(vae: AutoencoderKL) -> Tensor:
+    """A weight, which has the device and the number format of all."""
+    return next(vae.parameters())
+
+
+def _overflows(vae: AutoencoderKL, values: Tensor) -> bool:
+    """Whether `values` are broken and the VAE is in half precision; it is in float32 after that."""
+    if _format(vae).dtype != torch.float16 or bool(values.isfinite().all()):
+        return False
+    logger.warning(
+        "the VAE gives values that are not numbers in float16, as that of SDXL does: it goes on in float32 "
+        "(--no_half_vae does so from the start)"
+    )
+    vae.to(torch.float32)
+    return True
 
 
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")

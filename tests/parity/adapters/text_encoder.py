@@ -32,17 +32,10 @@ class WordIds:
 
 
 def run(case: dict[str, Any], recipe: ModuleType) -> dict[str, Tensor]:
-    config, inputs = case["config"], case["inputs"]
+    config = case["config"]
     tokenizer = WordIds(config["bos_token_id"], config["eos_token_id"], config["pad_token_id"])
     encoder = load(case, recipe)
-    drawn = inputs["prompts"]
-    ids = recipe.token_ids("prompts", drawn["shape"], drawn["low"], drawn["high"], case["seed"])
-    factors = recipe.tensor("word_weights", inputs["word_weights"]["shape"], case["seed"])
-    prompts, weighted = [], []
-    for row, numbers, length in zip(ids.tolist(), factors.tolist(), inputs["prompt_lengths"]["value"]):
-        prompts.append(" ".join(str(word) for word in row[:length]))
-        pairs = zip(row[:length], numbers[:length])
-        weighted.append(" ".join(f"({word}:{round(0.5 + 0.5 * abs(n), 4)})" for word, n in pairs))
+    prompts, weighted = texts_of(case, recipe)
     outputs = {}
     for length in (75, 150, 225):
         outputs[f"tokens_{length}"] = rows_of(tokenizer, prompts, length).ids
@@ -55,6 +48,19 @@ def run(case: dict[str, Any], recipe: ModuleType) -> dict[str, Tensor]:
         outputs[f"weights_{length}"] = rows.weights
         outputs[f"hidden_weighted_{length}"] = encode_caption(encoder, rows.ids, rows.weights)
     return outputs
+
+
+def texts_of(case: dict[str, Any], recipe: ModuleType) -> tuple[list[str], list[str]]:
+    """The prompts as words that are ids, plain and with weights in brackets."""
+    drawn, inputs = case["inputs"]["prompts"], case["inputs"]
+    ids = recipe.token_ids("prompts", drawn["shape"], drawn["low"], drawn["high"], case["seed"])
+    factors = recipe.tensor("word_weights", inputs["word_weights"]["shape"], case["seed"])
+    prompts, weighted = [], []
+    for row, numbers, length in zip(ids.tolist(), factors.tolist(), inputs["prompt_lengths"]["value"]):
+        prompts.append(" ".join(str(word) for word in row[:length]))
+        pairs = zip(row[:length], numbers[:length])
+        weighted.append(" ".join(f"({word}:{round(0.5 + 0.5 * abs(n), 4)})" for word, n in pairs))
+    return prompts, weighted
 
 
 def rows_of(tokenizer: WordIds, prompts: Sequence[str], length: int, weighted: bool = False) -> Any:
