@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from library.files.unet_names import names_by_level
 from networks.core.adapter import Dropout
 from networks.core.blocks import (
     BLOCK_ARGS,
@@ -21,7 +22,7 @@ from networks.core.blocks import (
     sd_block_index,
     sdxl_block_index,
 )
-from networks.core.key_names import AdapterShape, adapter_name, check_known, clip_path
+from networks.core.key_names import AdapterShape, adapter_name, check_known, clip_path, with_own_names
 from networks.core.kinds import CONV_ARGS, AdaptersInFile, Kind, Lora, known_args, refuse_sizes
 from networks.core.network import LoraNetwork, read_network_weights
 from networks.core.options import NetworkArgs
@@ -32,6 +33,10 @@ logger = logging.getLogger(__name__)
 
 UNET_PREFIX = "lora_unet"
 TEXT_ENCODER_PREFIX = "lora_te"
+
+
+def _nowhere_else(names: Sequence[str]) -> Mapping[str, str | None]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class UNetNames:
     """What comes on top with convolutions: their 3x3 convolutions, and their linear layers and 1x1 convolutions too."""
     blocks: BlockLayout
     block_of: Callable[[str], int]
+    in_other_files: Callable[[Sequence[str]], Mapping[str, str | None]] = _nowhere_else
+    """Takes the names of the U-Net's weights -> those that some files have in their place."""
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -62,6 +69,7 @@ SDXL = UNetNames(
     (".in_layers.", ".emb_layers.", ".out_layers.", ".skip_connection.", ".op.", ".conv."),
     SDXL_BLOCKS,
     sdxl_block_index,
+    names_by_level,
 )
 TEXT_ENCODER = (".self_attn.", ".mlp.")
 
@@ -169,8 +177,9 @@ def build(
     ]
     convs = "" if conv is None else f"; convolutions rank {conv.rank}, alpha {conv.alpha:g}"
     logger.info("%s of rank %d, alpha %g%s", kind.name, linear.rank, linear.alpha, convs)
-    dropout = read_dropout(args, neuron_dropout)
-    return LoraNetwork(encoder_targets, unet_targets, multiplier, dropout, read_lora_plus(args), kind)
+    dropout, plus = read_dropout(args, neuron_dropout), read_lora_plus(args)
+    other = other_names(unet, names)
+    return LoraNetwork(encoder_targets, unet_targets, multiplier, dropout, plus, kind, other_names=other)
 
 
 def build_from_weights(
@@ -191,8 +200,10 @@ def build_from_weights(
     if weights_sd is None:
         assert file is not None, "either a file or its weights"
         weights_sd = read_network_weights(file)
-    shapes = AdaptersInFile(weights_sd)
     names = unet_names(unet)
+    other = other_names(unet, names)
+    weights_sd = with_own_names(weights_sd, other)
+    shapes = AdaptersInFile(weights_sd)
     blocks = BlockSettings(lr_weights=read_lr_weights(args, names.blocks))
 
     unet_targets = []
@@ -213,7 +224,8 @@ def build_from_weights(
     if foreign:
         logger.warning("%s: %d keys belong to no layer, such as %s", file or "weights", len(foreign), foreign[0])
     dropout = Dropout() if for_inference else read_dropout(args, neuron_dropout)
-    network = LoraNetwork(encoder_targets, unet_targets, multiplier, dropout, read_lora_plus(args), kind)
+    plus = read_lora_plus(args)
+    network = LoraNetwork(encoder_targets, unet_targets, multiplier, dropout, plus, kind, other_names=other)
     return network, weights_sd
 
 
@@ -221,6 +233,17 @@ def unet_names(unet: nn.Module) -> UNetNames:
     """How the modules of this U-Net are called, as its own parts say."""
     parts = dict(unet.named_children())
     return next((names for names in (SDXL, SD) if names.part in parts), SD)
+
+
+def other_names(unet: nn.Module, names: UNetNames) -> dict[str, str]:
+    """Names that some files have for adapters on this U-Net -> the usual ones."""
+    weights = [f"{path}.weight" for path, *_ in adaptable_layers(unet, names.all)]
+    found = names.in_other_files(weights).items()
+    return {_unet_name(theirs): _unet_name(ours) for ours, theirs in found if theirs is not None}
+
+
+def _unet_name(weight: str) -> str:
+    return adapter_name(UNET_PREFIX, weight.removesuffix(".weight"))
 
 
 def adaptable_layers(model: nn.Module, parts: Sequence[str]) -> list[tuple[str, nn.Module, str, nn.Module]]:

@@ -64,6 +64,27 @@ def adapter_shapes(weights: Mapping[str, Tensor]) -> dict[str, AdapterShape]:
     return shapes
 
 
+def with_own_names(weights: Mapping[str, Tensor], other_names: Mapping[str, str]) -> Mapping[str, Tensor]:
+    """`weights` with every adapter called as here; `other_names` are the names that some files have -> those here.
+
+    They are `weights` themselves if there is nothing to rename, or the file is for another model: one that has
+    transformers where this one has none.
+    """
+    names = {key.partition(".")[0] for key in weights}
+    foreign = [name for name in names if name not in other_names and _OF_A_TRANSFORMER.match(name)]
+    if foreign or names.isdisjoint(other_names):
+        return weights
+    renamed = {}
+    for key, tensor in weights.items():
+        name, dot, end = key.partition(".")
+        renamed[f"{other_names.get(name, name)}{dot}{end}"] = tensor
+    return renamed
+
+
+_OF_A_TRANSFORMER = re.compile(r"lora_unet_(?:(?:down|up)_blocks_\d+|mid_block)_attentions_\d+_transformer_blocks_")
+"""In a U-Net whose blocks are named level by level."""
+
+
 def check_known(found: Iterable[str], known: Iterable[str], source: str | os.PathLike[str] | None) -> list[str]:
     """The keys of a weights file, `found`, that belong to none of the adapters `known`.
 

@@ -17,7 +17,7 @@ from library.files.atomic import replacing
 from library.files.hashing import precalculate_safetensors_hashes
 from library.files.weights import PICKLE_SUFFIXES, open_weights, save_safetensors
 from networks.core.adapter import Adapter, Dropout, Strength, stand_in
-from networks.core.key_names import AdapterShape, adapter_shapes, check_known
+from networks.core.key_names import AdapterShape, adapter_shapes, check_known, with_own_names
 from networks.core.kinds import Kind, Lora, difference_in_file, make_adapter
 from networks.core.merge import merge_into
 from networks.core.options import NetworkArgs
@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 class LoraNetwork(nn.Module):
     """Adapters on the layers of text encoders and of a denoiser; they become its children when they are applied.
 
-    With `joint_encoders`, text encoders of equal rates share their parameter groups.
+    With `joint_encoders`, text encoders of equal rates share their parameter groups. `other_names` are names that some
+    files have for these adapters, and the names here; such files are read, and written with the names here.
     """
 
     def __init__(
@@ -42,8 +43,11 @@ class LoraNetwork(nn.Module):
         lora_plus: LoraPlus | None = None,
         kind: Kind | None = None,
         joint_encoders: bool = True,
+        other_names: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
+        self.other_names = other_names or {}
+        self.register_load_state_dict_pre_hook(_rename_what_is_loaded)
         self.kind = kind or Lora(NetworkArgs({}, (), ""))
         self.joint_encoders = joint_encoders
         self.strength = Strength(float(multiplier))
@@ -177,7 +181,7 @@ class LoraNetwork(nn.Module):
         Raises:
             ValueError: no key of the file is known, or a rank is another than this network's.
         """
-        weights = read_network_weights(file)
+        weights = with_own_names(read_network_weights(file), self.other_names)
         own = dict(self.named_children())
         unexpected = check_known(weights, own, file)
         for name, shape in adapter_shapes(weights).items():
@@ -243,6 +247,7 @@ class LoraNetwork(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         """Add `weights_sd` times the multiplier to the layers this network was built for; see `merge_into`."""
+        weights_sd = with_own_names(weights_sd, self.other_names)
         shapes = adapter_shapes(weights_sd)
         merged = 0
         for target, _ in self._pairs():
@@ -255,7 +260,11 @@ class LoraNetwork(nn.Module):
                 placed = {end: tensor.to(weight.device) for end, tensor in tensors.items()}
                 return self.strength.multiplier * difference_in_file(placed, shape, weight)
 
-            merge_into(target.layer.weight, difference, dtype, device)
+            try:
+                merge_into(target.layer.weight, difference, dtype, device)
+            except RuntimeError as error:
+                layer = f"a layer of shape {list(target.layer.weight.shape)}"
+                raise ValueError(f"{target.name} in the file does not fit {layer}: {error}") from error
             merged += 1
         logger.info("merged adapters into %d layers", merged)
 
@@ -303,6 +312,14 @@ class LoraNetwork(nn.Module):
 
     def _trainable(self) -> Iterator[Adapter]:
         return (adapter for _, adapter in self._pairs() if not adapter.frozen)
+
+
+def _rename_what_is_loaded(network: LoraNetwork, weights: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """A hook of `load_state_dict`, which loads a copy: files may have other names."""
+    if prefix == "":
+        renamed = dict(with_own_names(weights, network.other_names))
+        weights.clear()
+        weights.update(renamed)
 
 
 def read_network_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ ADAPTERS = {
     "text_encoder": ["sd15_text_encoder", "sd21_text_encoder"],
     "sdxl": ["sdxl_unet", "sdxl_text_encoders", "sdxl_size_embeddings"],
     "lora": ["lora_sd", "lora_sd21"],
+    "lora_sdxl": ["lora_sdxl", "loha_lokr_sdxl"],
     "lora_flux": ["lora_flux"],
     "lora_variants": ["lora_variants_sd15"],
     "flux_lora_convert": ["flux_lora_convert"],
