@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -219,7 +219,7 @@ class NetworkTrainer(Trainer):
                 text_rates, rates.unet_lr, rates.learning_rate
             )
         else:
-            first = text_rates[0] if text_rates else None
+            first = self.one_rate(text_rates)
             answer = network.prepare_optimizer_params(first, rates.unet_lr, rates.learning_rate)
         groups, names = answer if isinstance(answer, tuple) else (answer, None)
         groups = [group | {"params": list(group["params"])} for group in groups]
@@ -232,6 +232,19 @@ class NetworkTrainer(Trainer):
                 "see --learning_rate, --unet_lr, --text_encoder_lr"
             )
         return ParameterGroups(groups, list(names) if names else [f"group{i}" for i in range(len(groups))])
+
+    def one_rate(self, rates: Sequence[float] | None) -> float | None:
+        """The learning rate of all text encoders, for a network that knows only one.
+
+        Raises:
+            ValueError: there are several.
+        """
+        if rates and len(set(rates)) > 1 and self.trains_text_encoder:
+            raise ValueError(
+                f"--network_module {self.settings[NetworkFlags].network_module} takes one learning rate for all text "
+                f"encoders, and --text_encoder_lr has {' and '.join(f'{rate:g}' for rate in rates)}; give one"
+            )
+        return rates[0] if rates else None
 
     @cached_property
     def metadata(self) -> dict[str, str]:

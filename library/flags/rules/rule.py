@@ -25,6 +25,7 @@ class Consequence:
     holds: Callable[..., bool]
     flag: str
     value: Any
+    """Or a function, whose parameters name the flags it reads like those of `holds`."""
     message: str
 
 
@@ -57,11 +58,19 @@ def with_consequences(
     for consequence in consequences:
         if _holds(consequence, changed, failed):
             messages.append(consequence.message.format_map(changed))
-            changed[consequence.flag] = consequence.value
+            value = consequence.value
+            changed[consequence.flag] = value(*_read(value, changed)) if callable(value) else value
     return changed, messages
 
 
 def _holds(rule: Rule | Consequence, values: Mapping[str, Any], failed: AbstractSet[str]) -> bool:
-    reads = list(inspect.signature(rule.holds).parameters)
-    readable = all(name in values and name not in failed for name in reads)
-    return readable and rule.holds(*(values[name] for name in reads))
+    readable = all(name in values and name not in failed for name in _names(rule.holds))
+    return readable and rule.holds(*_read(rule.holds, values))
+
+
+def _names(function: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def _read(function: Callable[..., Any], values: Mapping[str, Any]) -> list[Any]:
+    return [values[name] for name in _names(function)]

@@ -147,10 +147,14 @@ def test_a_script_brings_rules_about_its_own_flags(base: list[str], capsys: pyte
     own = Rules(
         mistakes=(Rule("no seed", lambda seed: seed == 2, "--seed={seed} is not to be used"),),
         doubts=(Rule("odd", lambda network_dim: network_dim == 3, "--network_dim={network_dim} is odd"),),
-        consequences=(Consequence("seven", lambda seed: seed is None, "seed", 7, "--seed is 7"),),
+        consequences=(
+            Consequence("seven", lambda seed: seed is None, "seed", 7, "--seed is 7"),
+            Consequence("twice", lambda seed: seed == 7, "network_alpha", lambda seed: 2.0 * seed, "alpha follows"),
+        ),
     )
     settings = read_settings(TRAIN_NETWORK, "a test", argv=[*base, "--network_dim=3"], rules=own)
-    assert settings.values()["seed"] == 7 and settings.warnings == ("--seed is 7", "--network_dim=3 is odd")
+    assert (settings.values()["seed"], settings.values()["network_alpha"]) == (7, 14.0)
+    assert settings.warnings == ("--seed is 7", "alpha follows", "--network_dim=3 is odd")
     with pytest.raises(SystemExit):
         read_settings(TRAIN_NETWORK, "a test", argv=[*base, "--seed=2"], rules=own)
     assert "--seed=2 is not to be used" in capsys.readouterr().err
