@@ -81,8 +81,11 @@ class SdxlUNet(nn.Module):
         return out
 
 
-class Block(nn.ModuleList):
-    """Layers that follow one another; each takes of the inputs what it needs."""
+class UNetBlock(nn.ModuleList):
+    """Layers that follow one another; each takes of the inputs what it needs.
+
+    It is not called `Block`: by that name LyCORIS takes the blocks of another model, whose layers it then finds twice.
+    """
 
     def forward(
         self,
@@ -165,25 +168,25 @@ class Upsample2D(nn.Module):
 def _way_down(shape: UNetShape) -> tuple[nn.ModuleList, list[int]]:
     """The input blocks, and the channels of the state that each leaves."""
     width = shape.widths[0]
-    blocks, skips = [Block([nn.Conv2d(shape.in_channels, width, 3, padding=1)])], [width]
+    blocks, skips = [UNetBlock([nn.Conv2d(shape.in_channels, width, 3, padding=1)])], [width]
     for level, wide in enumerate(shape.widths):
         for _ in range(shape.layers_per_level):
             layers: list[nn.Module] = [ResnetBlock2D(width, wide, shape.time_dim)]
             width = wide
             if shape.depths[level]:
                 layers.append(_transformer(shape, width, shape.depths[level]))
-            blocks.append(Block(layers))
+            blocks.append(UNetBlock(layers))
             skips.append(width)
         if level < len(shape.widths) - 1:
-            blocks.append(Block([Downsample2D(width)]))
+            blocks.append(UNetBlock([Downsample2D(width)]))
             skips.append(width)
     return nn.ModuleList(blocks), skips
 
 
-def _middle(shape: UNetShape) -> Block:
+def _middle(shape: UNetShape) -> UNetBlock:
     width, time = shape.widths[-1], shape.time_dim
     transformer = _transformer(shape, width, shape.mid_depth)
-    return Block([ResnetBlock2D(width, width, time), transformer, ResnetBlock2D(width, width, time)])
+    return UNetBlock([ResnetBlock2D(width, width, time), transformer, ResnetBlock2D(width, width, time)])
 
 
 def _way_up(shape: UNetShape, skips: list[int]) -> nn.ModuleList:
@@ -197,7 +200,7 @@ def _way_up(shape: UNetShape, skips: list[int]) -> nn.ModuleList:
                 layers.append(_transformer(shape, width, shape.depths[level]))
             if level > 0 and i == shape.layers_per_level:
                 layers.append(Upsample2D(width))
-            blocks.append(Block(layers))
+            blocks.append(UNetBlock(layers))
     return nn.ModuleList(blocks)
 
 
