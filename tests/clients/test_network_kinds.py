@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 
 from demo_flux_folder import FluxDemo
+from demo_flux_weights import FluxSizes, small_transformer
 from demo_folder import DemoFolder
-from library.files.weights import open_weights
+from library.files.weights import open_weights, save_safetensors
 from networks import lora, lora_flux
 from tests.clients.continuing import TinyRuns, tensors
 from tests.clients.flux_training import train_flux
 
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """Runs of one process may differ in their precision."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 KINDS: dict[str, tuple[str, list[str], str]] = {
     "dora": ("networks.lora", ["dora_wd=True"], "dora_scale"),
-    "rslora": ("networks.lora", ["rs_lora=True"], "lora_up.weight"),
     "pissa": ("networks.lora", ["pissa=True"], "lora_up.weight"),
     "lora_fa": ("networks.lora_fa", ["conv_dim=2"], "lora_up.weight"),
     "dylora": ("networks.dylora", ["unit=2"], "lora_up.weight"),
@@ -134,3 +145,25 @@ def test_a_wrong_argument_is_named_before_anything_is_trained(small_sd: DemoFold
         )  # fmt: skip
     with pytest.raises(ValueError, match="scale_weight_norms: what OFT adds"):
         runs.train("z", "--network_module", "networks.oft", "--scale_weight_norms", "1", "--network_dim", "4")
+
+
+@pytest.mark.parametrize("name", ["dora", "loha", "oft"])
+def test_streamed_blocks_and_recomputation_change_no_bit(name: str, small_flux: FluxDemo, tmp_path: Path) -> None:
+    module, args, _ = KINDS[name]
+    args = [arg for arg in args if arg.partition("=")[0] in ("dora_wd", "pissa", "factor", "enable_all_linear")]
+    module = module if module != "networks.lora" else "networks.lora_flux"
+    given = ["--network_module", module, "--network_train_unet_only", *(["--network_args", *args] if args else [])]
+    model = tmp_path / "model.safetensors"
+    save_safetensors(small_transformer(FluxSizes(double_blocks=4, single_blocks=6), "dev"), model)
+    given += ["--pretrained_model_name_or_path", str(model)]
+    found = []
+    for kind, more in (("plain", []), ("streamed", ["--blocks_to_swap", "3", "--gradient_checkpointing"])):
+        train_flux(small_flux, tmp_path / kind, *given, *more)
+        found.append(tensors(tmp_path / kind / "small.safetensors"))
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+    AcceleratorState._reset_state(reset_partial_state=True)
+    half = ("--fp8_base", "--fp8_scaled", "--mixed_precision", "bf16")
+    train_flux(small_flux, tmp_path / "rounded", *given, *half)
+    rounded = tensors(tmp_path / "rounded" / "small.safetensors")
+    assert rounded.keys() == found[0].keys()
+    assert all(value.isfinite().all() for value in rounded.values())
