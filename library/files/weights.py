@@ -143,7 +143,7 @@ def fill_module(
     wanted = module.state_dict()
     check_sources(wanted, sources)
     if torch.device(device).type == "meta":
-        module.to(device=device, dtype=dtype)
+        nn.Module.to(module, device=device, dtype=dtype)  # that of diffusers warns of lists that are empty
         return
     owners = dict(module.named_modules())
     for name, placeholder in wanted.items():

@@ -10,7 +10,7 @@ import torch
 
 # The narrowest path there is; it still costs 2.4 CPU seconds beside transformers.
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
 from library.files.unet_names import UNET_PREFIX
 from library.files.weight_id import weight_id
@@ -148,7 +148,7 @@ def _overflows(vae: AutoencoderKL, values: Tensor) -> bool:
         "the VAE gives values that are not numbers in float16, as that of SDXL does: it goes on in float32 "
         "(--no_half_vae does so from the start)"
     )
-    vae.to(torch.float32)
+    nn.Module.to(vae, torch.float32)  # that of diffusers warns of lists that are empty
     return True
 
 

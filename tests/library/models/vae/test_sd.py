@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from library.files.weights import open_weights, save_safetensors
-from library.models.vae.sd import build_vae, vae_sources
+from library.models.vae.sd import build_vae, decode, encode, vae_sources
 
 WIDTHS = (32, 64)
 
@@ -136,3 +136,50 @@ def test_half_an_autoencoder_is_refused(tmp_path: Path) -> None:
         pytest.raises(ValueError, match=r"no autoencoder is in it: decoder\.conv_in\.weight"),
     ):
         build_vae(vae_sources(file), torch.float32, "cpu")
+
+
+def overflowing_vae(part: str) -> AutoencoderKL:
+    """A VAE whose `part` is beyond the largest float16 inside, and of usual size in the end."""
+    vae = published_vae()
+    with torch.no_grad():
+        mid = vae.encoder.mid_block if part == "encoder" else vae.decoder.mid_block
+        mid.resnets[1].conv2.weight.mul_(1e6)  # the norms that follow bring it back
+    return vae
+
+
+@torch.no_grad()
+def test_a_vae_that_overflows_in_half_precision_goes_on_in_float32_and_says_so_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    expected = overflowing_vae("decoder").decode(latents).sample
+    half = overflowing_vae("decoder").to(torch.float16)
+    assert not half.decode(latents.half()).sample.isfinite().all()
+    pixels = decode(half, latents.half())
+    assert pixels.isfinite().all() and next(half.parameters()).dtype == torch.float32
+    assert (pixels - expected).norm() < 0.01 * expected.norm()
+    again = decode(half, latents.half())
+    assert torch.equal(again, pixels)
+    assert [record.message for record in caplog.records if record.name == "library.models.vae.sd"] == [
+        "the VAE gives values that are not numbers in float16, as that of SDXL does: it goes on in float32 "
+        "(--no_half_vae does so from the start)"
+    ]
+
+
+@torch.no_grad()
+def test_latents_of_a_vae_that_overflows_are_those_of_float32() -> None:
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    vae = overflowing_vae("encoder")
+    expected = vae.encode(picture).latent_dist.sample(torch.Generator().manual_seed(5))
+    half = overflowing_vae("encoder").to(torch.float16)
+    latents = encode(half, picture.half(), torch.Generator().manual_seed(5))
+    assert latents.dtype == torch.float32
+    assert (latents - expected).norm() < 0.01 * expected.norm()
+
+
+@torch.no_grad()
+def test_a_vae_that_does_not_overflow_stays_in_half_precision() -> None:
+    half = published_vae().to(torch.float16)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).half()
+    assert torch.equal(decode(half, latents), half.decode(latents).sample)
+    assert next(half.parameters()).dtype == torch.float16
