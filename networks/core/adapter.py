@@ -6,7 +6,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -152,7 +152,18 @@ class Adapter(nn.Module, ABC):
         return mask
 
 
-def stand_in(parent: nn.Module, attribute: str, adapter: Adapter) -> None:
+class StandsIn(Protocol):
+    """What can stand in the place of a layer: an adapter, or a module that changes what comes into the layer."""
+
+    stand_ins: ClassVar[tuple[type[nn.Module], type[nn.Module]]]
+    """What stands in the place of a linear layer, and of a convolution."""
+
+    def hold(self, base: Any) -> Mapping[str, Any]:
+        """The attributes of the layer that stands in the place of `base`, besides those of `base` itself."""
+        ...
+
+
+def stand_in(parent: nn.Module, attribute: str, adapter: StandsIn) -> None:
     """Put a layer with `adapter` in the place of the layer `attribute` of `parent`.
 
     The two share everything, the very dictionary of parameters included, so that whoever moves or replaces a weight

@@ -27,6 +27,7 @@ ADAPTERS = {
     "lora": ["lora_sd", "lora_sd21"],
     "lora_sdxl": ["lora_sdxl", "loha_lokr_sdxl"],
     "lora_flux": ["lora_flux"],
+    "lllite": ["lllite_sdxl"],
     "lora_variants": ["lora_variants_sd15"],
     "flux_lora_convert": ["flux_lora_convert"],
     "flux_lora_merge": ["flux_lora_merge"],
