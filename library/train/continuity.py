@@ -13,6 +13,7 @@ from typing import Any
 from library.data.dataset import ImageSet, TrainingSet
 from library.files.hub import download_folder
 from library.flags.dreambooth import DreamBoothFlags
+from library.flags.lllite import LlliteFlags
 from library.flags.model import ModelFlags
 from library.flags.network import NetworkFlags
 from library.flags.objective import LossFlags, NoiseFlags
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 MATTERS: tuple[type, ...] = (
     ModelFlags,
     NetworkFlags,
+    LlliteFlags,
     DreamBoothFlags,
     OptimizerFlags,
     SchedulerFlags,

@@ -23,6 +23,7 @@ from library.flags.dreambooth import DreamBoothFlags
 from library.flags.optimizer import OptimizerFlags
 from library.flags.output import OutputFlags
 from library.flags.run import PrecisionFlags
+from library.models.architecture import ImageRequest
 from library.models.sd.architecture import StableDiffusion
 from library.models.sd.model_writer import FOLDER_KINDS, ModelWriter
 from library.train.accelerator import save_dtype, weight_dtype
@@ -63,6 +64,9 @@ class TrainedModels:
 
     def rest(self) -> None:
         """Nothing here depends on the batch."""
+
+    def start_picture(self, request: ImageRequest) -> None:
+        """Nothing here depends on the picture."""
 
     def before_update(self) -> None:
         """Nothing is done to gradients."""

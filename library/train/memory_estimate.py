@@ -267,8 +267,8 @@ def cures(settings: Settings) -> list[str]:
             whole and not (precision.full_bf16 or precision.full_fp16),
             "--full_bf16: half the weights and gradients; small steps are rounded away",
         ),
-        (network, "a smaller --network_dim, then a lower resolution"),
-        (not network, "a lower resolution"),
+        (not whole, "a smaller --network_dim, then a lower resolution"),
+        (whole, "a lower resolution"),
     ]
     return [text for applies, text in options if applies]
 
@@ -284,7 +284,7 @@ def _cures_of_weights(settings: Settings) -> list[tuple[bool, str]]:
             "--blocks_to_swap=auto: weights wait in main memory and come when they are needed",
         ),
         (
-            settings.takes(NetworkFlags) and not settings.takes(LargeModelFlags) and in_full,
+            not settings.takes(DreamBoothFlags) and not settings.takes(LargeModelFlags) and in_full,
             "--fp8_base_unet: half the U-Net, rounded",
         ),
     ]

@@ -21,6 +21,7 @@ from library.flags.network import NetworkFlags
 from library.flags.optimizer import OptimizerFlags
 from library.flags.output import OutputFlags
 from library.flags.run import MemoryFlags, PrecisionFlags
+from library.models.architecture import ImageRequest
 from library.train.accelerator import save_dtype, trained_dtype
 from library.train.key_check import check_keys, check_network_file
 from library.train.metadata import dataset_resolution, file_metadata, training_metadata
@@ -77,6 +78,9 @@ class TrainedNetwork:
             self.network.seed_step(seed)
         if hasattr(self.network, "on_step_start"):
             self.network.on_step_start(self.text_encoder, self.denoiser)
+
+    def start_picture(self, request: ImageRequest) -> None:
+        """Nothing here depends on the picture."""
 
     def before_update(self) -> None:
         """Let a network that follows its gradients look at them."""

@@ -54,6 +54,18 @@ class PreviewModels(Protocol):
         ...
 
 
+class BeingTrained(Protocol):
+    """What is being trained, as far as pictures need it."""
+
+    def modules(self) -> Sequence[nn.Module]:
+        """Modules outside of the models that must not be in training mode either."""
+        ...
+
+    def start_picture(self, request: ImageRequest) -> None:
+        """Called before each picture."""
+        ...
+
+
 class Processes(Protocol):
     """The part of accelerate's Accelerator that previews use."""
 
@@ -74,11 +86,19 @@ class Processes(Protocol):
 class Previews:
     """The pictures of `--sample_prompts`, made when `--sample_every_n_epochs`, `_steps` or `--sample_at_first` say so.
 
-    Raises ValueError when pictures are asked for and the file of prompts is not given, missing or malformed.
+    `check` raises ValueError for a picture that what is trained could not make. Raises ValueError when pictures are
+    asked for and the file of prompts is not given, missing or malformed.
     """
 
-    def __init__(self, flags: PreviewFlags, output: OutputFlags, arch: Architecture) -> None:
+    def __init__(
+        self,
+        flags: PreviewFlags,
+        output: OutputFlags,
+        arch: Architecture,
+        check: Callable[[ImageRequest], None] | None = None,
+    ) -> None:
         self.flags = flags
+        self.check = check
         self.arch = arch
         self.output_name = output.output_name
         self.folder = Path(output.output_dir or ".") / "sample"
@@ -127,21 +147,20 @@ class Previews:
         accelerator: Processes,
         step: int,
         epoch: int | None = None,
-        trained: Sequence[nn.Module] = (),
+        trained: BeingTrained | None = None,
     ) -> list[Path]:
         """Make every picture and return the files of all processes, in the order of the prompts.
 
-        Process i makes the pictures i, i + n, ...; `epoch` None means that the step names them. `trained` are
-        modules outside of `models` that must not be in training mode either. A picture that fails is logged and
-        left out; training continues with the random numbers and modes it had.
+        Process i makes the pictures i, i + n, ...; `epoch` None means that the step names them. A picture that
+        fails is logged and left out; training continues with the random numbers and modes it had.
         """
         self._read_again()
         mine = list(enumerate(self.requests))[accelerator.process_index :: accelerator.num_processes]
-        modules = [models.denoiser, *models.text_encoders, *trained]
+        modules = [models.denoiser, *models.text_encoders, *(trained.modules() if trained else ())]
         files: list[tuple[int, Path]] = []
         with torch.no_grad(), unchanged_randomness(accelerator.device), in_eval_mode(modules):
             for index, request in mine:
-                make = partial(self._make_one, index, request, models, accelerator, step, epoch)
+                make = partial(self._make_one, index, request, models, accelerator, step, epoch, trained)
                 path = _attempted(make, request, accelerator.device)
                 if path is not None:
                     files.append((index, path))
@@ -167,11 +186,14 @@ class Previews:
         accelerator: Processes,
         step: int,
         epoch: int | None,
+        trained: BeingTrained | None,
     ) -> Path:
         """Make and write one picture."""
         if request.seed is None:
             # A seed of its own, not one drawn from the streams of the training; the file name tells it.
             request = replace(request, seed=random.SystemRandom().getrandbits(32))
+        if trained is not None:
+            trained.start_picture(request)
         with accelerator.autocast():
             latents = self._latents(request, models, accelerator.device)
         assert models.vae is not None, "the VAE is kept while previews are wanted"
@@ -206,6 +228,8 @@ class Previews:
                 request = replace(request, sampler=self.flags.sample_sampler)
             try:
                 complete = self.arch.complete_request(request)
+                if self.check is not None:
+                    self.check(complete)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
             for side in ("width", "height"):

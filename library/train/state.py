@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import nn
 
 from library.data.items import Batch
-from library.models.architecture import AbsentEncoder
+from library.models.architecture import AbsentEncoder, ImageRequest
 
 
 @dataclass
@@ -72,11 +72,15 @@ class Trained(Protocol):
         ...
 
     def start_step(self, batch: Batch, seed: int) -> None:
-        """Called before each batch goes through the models; what is drawn depends on `seed` alone."""
+        """Called before each batch, on its device, goes through the models; what is drawn depends on `seed` alone."""
         ...
 
     def rest(self) -> None:
         """Called before pictures are made: the multipliers of the last batch are for no image any more."""
+        ...
+
+    def start_picture(self, request: ImageRequest) -> None:
+        """Called before each picture is made."""
         ...
 
     def before_update(self) -> None:

@@ -23,7 +23,7 @@ from library.flags.monitor import PreviewFlags
 from library.flags.output import LoggingFlags, OutputFlags
 from library.flags.run import PrecisionFlags, StepFlags, StrictFlags
 from library.flags.settings import Settings
-from library.models.architecture import Architecture
+from library.models.architecture import Architecture, ImageRequest
 from library.train.accelerator import agreed_seed, make_accelerator, start_trackers, trained_dtype, weight_dtype
 from library.train.continuity import first_position, go_on, past_of, run_facts
 from library.train.dry_run import META, check_output_folder, models_without_weights, report_memory
@@ -60,6 +60,8 @@ class Trainer(ABC):
     """Whether the weights of the base model change, which then are read in the numbers that they are trained in."""
     tracker_name: ClassVar[str] = "network_train"
     """What the project is called where runs are logged, unless --log_tracker_name says otherwise."""
+    trains_on_pairs: ClassVar[bool] = False
+    """Whether a second image belongs to each, which is part of what is trained and no mask."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -91,6 +93,9 @@ class Trainer(ABC):
     def file_size(self) -> int | None:
         """Bytes of one file of weights if it holds more than what is trained; asked before the first step."""
         return None
+
+    def check_picture(self, request: ImageRequest) -> None:  # noqa: B027 - most can make any picture
+        """ValueError for a preview that what is trained could not make; asked before anything is read."""
 
     def run(self) -> int:
         """Train and return the exit code; a mistake of the user's is one line without a stack trace."""
@@ -130,12 +135,14 @@ class Trainer(ABC):
             report_unused_flags(self.settings, self.arch)
             if self.accelerator.is_main_process:
                 check_output_folder(self.settings[OutputFlags])
-            self.previews = Previews(self.settings[PreviewFlags], self.settings[OutputFlags], self.arch)
+            self.previews = Previews(
+                self.settings[PreviewFlags], self.settings[OutputFlags], self.arch, self.check_picture
+            )
 
     def load_data(self) -> None:
         """Images, captions and the order they come in; with them the length of the run is known."""
         with marked(ExitCode.DATA):
-            self.data = images_of_run(self.settings, self.arch, seed=self.seed)
+            self.data = images_of_run(self.settings, self.arch, seed=self.seed, control=self.trains_on_pairs)
         steps = self.settings[StepFlags]
         self.plan = Plan.of(
             batches_per_epoch=math.ceil(self.data.num_batches / self.accelerator.num_processes),
@@ -245,9 +252,10 @@ class Trainer(ABC):
         seed = step_seed(self.seed, self.accelerator.process_index, self.state.micro_step)
         torch.manual_seed(seed)  # the dropouts of this step
         draws = Draws.seeded(seed, self.device)
-        self.trained.start_step(batch, seed)
+        here = batch.to(self.device)
+        self.trained.start_step(here, seed)
         with self.accelerator.autocast():
-            loss = step_loss(batch.to(self.device), self.arch, self.models, self.trained, draws)
+            loss = step_loss(here, self.arch, self.models, self.trained, draws)
         self.progress.add_batch(len(batch.captions), draws.drawn)
         self.watch.add_batch(batch, draws.drawn, self.state.step + 1, loss)
         self.updates.backward(loss)
@@ -307,7 +315,7 @@ class Trainer(ABC):
         step = self.state.step
         self.trained.rest()
         with self.progress.aside(), evaluating(self.updates.optimizer):
-            files = self.previews.make(self.models, self.accelerator, step, epoch, trained=self.trained.modules())
+            files = self.previews.make(self.models, self.accelerator, step, epoch, self.trained)
         self.progress.log_previews(self.previews.described(files), step)
 
     def state_now(self, finished: bool = False) -> Writer:

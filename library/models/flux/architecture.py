@@ -31,8 +31,8 @@ from library.models.architecture import (
     double_and_single_swap_groups,
 )
 from library.models.attention import attention_mode
+from library.models.control_image import CONTROL_IMAGE, read_control
 from library.models.flux.checkpoint import load_controlnet, load_transformer, locate, read_variant
-from library.models.flux.control import read_control
 from library.models.flux.controlnet import FluxControlNet
 from library.models.flux.flags import FluxModelFlags, FluxTrainingFlags
 from library.models.flux.model import TIME_FACTOR, StreamTransformer
@@ -47,8 +47,6 @@ from library.models.vae import flux as autoencoder
 
 MODEL_FLAG = "--pretrained_model_name_or_path"
 MASK = "t5_attn_mask"
-CONTROL_IMAGE = "controlnet_image"
-"""Among the extras of a request: the picture that the ControlNet follows (--cn)."""
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 

@@ -66,6 +66,18 @@ class ToyModels:
         return self.text_encoders
 
 
+@dataclass
+class ToyTrained:
+    parts: list[nn.Module]
+    started: list[ImageRequest] = field(default_factory=list)
+
+    def modules(self) -> list[nn.Module]:
+        return self.parts
+
+    def start_picture(self, request: ImageRequest) -> None:
+        self.started.append(request)
+
+
 class ToyTracker:
     name = "tensorboard"
 
@@ -146,7 +158,9 @@ def test_models_sample_in_eval_mode_and_each_part_gets_its_mode_back(tmp_path: P
     before = [part.training for part in models.denoiser.modules()]
     modes: list[bool] = []
     arch.on_sample = lambda request: modes.extend([network.training, models.text_encoders[0].training])
-    previews_of(tmp_path, arch, "a").make(models, ToyProcesses(), 2, trained=[network])
+    trained = ToyTrained([network])
+    previews_of(tmp_path, arch, "a").make(models, ToyProcesses(), 2, trained=trained)
+    assert [request.prompt for request in trained.started] == ["a"]
     assert arch.seen[0][1] == [False, False, False] and modes == [False, False]
     assert [part.training for part in models.denoiser.modules()] == before == [True, True, False]
     assert network.training and models.text_encoders[0].training

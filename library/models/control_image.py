@@ -1,4 +1,4 @@
-"""The picture that a ControlNet follows, as it is shown to it."""
+"""The picture that a ControlNet follows, and how it is shown to it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+CONTROL_IMAGE = "controlnet_image"
+"""Among the extras of a request for a picture: the file of the picture to follow (--cn)."""
 
 
 def read_control(path: Path, height: int, width: int) -> Tensor:

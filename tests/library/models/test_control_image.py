@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from library.models.flux.control import read_control
+from library.models.control_image import read_control
 
 
 def test_an_image_of_any_mode_and_shape_is_scaled_to_the_picture(tmp_path: Path) -> None:
