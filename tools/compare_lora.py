@@ -1,4 +1,4 @@
-"""What did a Stable Diffusion 1.x / 2.x LoRA change? The same pictures without and with it, on one sheet.
+"""What did a LoRA for Stable Diffusion 1.x, 2.x or XL change? The same pictures without and with it, on one sheet.
 
 python tools/compare_lora.py --pretrained_model_name_or_path MODEL --lora FILE --prompts FILE --output SHEET
 """
@@ -19,8 +19,9 @@ from library.flags.model import ModelFlags
 from library.flags.settings import Settings
 from library.generation.images import contact_sheet, save_png, to_image
 from library.generation.prompt_line import read_prompts
-from library.models.architecture import ImageRequest
+from library.models.architecture import Architecture, ImageRequest
 from library.models.sd.architecture import StableDiffusion
+from library.models.sdxl.architecture import Sdxl
 from networks.lora import create_network_from_weights
 
 
@@ -46,8 +47,12 @@ def read_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--multiplier", type=float, default=1.0, help="strength of the LoRA")
     parser.add_argument("--tokenizer_cache_dir", help="where tokenizers lie")
     parser.add_argument("--v2", action="store_true", help="the model is Stable Diffusion 2.x")
+    parser.add_argument("--sdxl", action="store_true", help="the model is Stable Diffusion XL")
     parser.add_argument("--v_parameterization", action="store_true", help="the model predicts v")
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    if arguments.sdxl and arguments.v2:
+        parser.error("--sdxl and --v2 are different models; keep one")
+    return arguments
 
 
 @torch.no_grad()
@@ -56,7 +61,8 @@ def compare(arguments: argparse.Namespace) -> None:
 
     Raises ValueError or OSError if a file is missing or does not fit the model.
     """
-    arch = StableDiffusion(
+    family = Sdxl if arguments.sdxl else StableDiffusion
+    arch = family(
         Settings.of(
             ModelFlags(
                 pretrained_model_name_or_path=arguments.pretrained_model_name_or_path,
@@ -77,26 +83,30 @@ def compare(arguments: argparse.Namespace) -> None:
         return [picture(arch, encoders, denoiser, vae, request) for request in requests]
 
     without = pictures()
+    views = arch.network_views(encoders)
     network, _ = create_network_from_weights(
-        arguments.multiplier, str(arguments.lora), vae, encoders[0], denoiser, for_inference=True
+        arguments.multiplier, str(arguments.lora), vae, views, denoiser, for_inference=True
     )
-    network.apply_to(encoders[0], denoiser)
+    network.apply_to(views, denoiser)
     network.load_weights(str(arguments.lora))
-    network.to(device, dtype)
+    network.to(device, dtype).eval()
     images = [image for pair in zip(without, pictures(), strict=True) for image in pair]
     labels = [f"{when}: {request.prompt}" for request in requests for when in ("without", "with")]
     save_png(contact_sheet(images, labels, columns=2), arguments.output)
 
 
 def picture(
-    arch: StableDiffusion,
+    arch: Architecture,
     encoders: Sequence[torch.nn.Module],
     denoiser: torch.nn.Module,
     vae: torch.nn.Module,
     request: ImageRequest,
 ) -> Image.Image:
     """One picture, as `request` says."""
-    both = arch.condition(arch.encode_prompts(encoders, [request.prompt, request.negative_prompt]))
+    assert request.width is not None and request.height is not None
+    text = arch.encode_prompts(encoders, [request.prompt, request.negative_prompt])
+    size = (request.height, request.width)
+    both = arch.condition(text, torch.tensor([[*size, 0, 0, *size]] * 2, device=next(denoiser.parameters()).device))
     latents = arch.sample(denoiser, both.rows([0]), both.rows([1]), request)
     return to_image(arch.decode_latents(vae, latents.float())[0])
 

@@ -141,7 +141,7 @@ def caption_table(data: TrainingSet, arch: Architecture, total_steps: int, seed:
     rows = []
     for item, subset in _spread(_captioned(data), SHOWN_CAPTIONS):
         caption = render_caption(item.caption, subset.captions, Random(seed), epoch=1, step=0, total_steps=total_steps)
-        for count in arch.token_counts(caption):
+        for count in dict.fromkeys(arch.token_counts(caption)):  # encoders that read it alike are one line
             cut = f"; cut off: {count.cut!r}" if count.cut else ""
             rows.append((item.path.name, f"{count.tokens}/{count.room}", f"{caption!r}{cut}"))
     return Table("captions as they are read", ("image", "tokens", "caption"), tuple(rows))

@@ -91,6 +91,8 @@ def test_both_forms_of_two_rates_train_the_same_network(
         with caplog.at_level("INFO"):
             train_sdxl(small_sdxl, tmp_path / name, *words)
         assert "textencoder 1" in caplog.text and "0.0001" in caplog.text
+        captions = next(text for text in caplog.messages if text.startswith("captions as they are read"))
+        assert captions.count("01_orange_circle.png") == 1, "both encoders read the same tokens: one line says it"
         assert "textencoder 2: the learning rate is 0" in caplog.text
         files.append(tmp_path / name / "small.safetensors")
         assert prefixes(files[-1]) == {"lora_te1"}
