@@ -60,15 +60,19 @@ def startup() -> list[Row]:
 
 
 def load() -> list[Row]:
-    """A full-size Stable Diffusion 1.5 checkpoint of random numbers, in 16 and in 32 bits."""
+    """Checkpoints of full size of random numbers, all models of them."""
     rows = []
-    for dtype in ("float16", "float32"):
-        found = run_script("bench_load.py", dtype)
-        name = f"load SD 1.5, {dtype}, {found['gigabytes']:.2f} GB"
+    for facts, title, dtype in LOADED:
+        found = run_script("bench_load.py", facts, dtype)
+        name = f"load {title}, {dtype}, {found['gigabytes']:.2f} GB"
         rows.append(Row(f"{name}, s per GB", f"{found['seconds'] / found['gigabytes']:.2f}", "3"))
         rows.append(Row(f"{name}, CPU s per GB", f"{found['cpu_seconds'] / found['gigabytes']:.2f}"))
         rows.append(Row(f"{name}, peak memory / file", f"{found['peak_gigabytes'] / found['gigabytes']:.3f}", "1.1"))
     return rows
+
+
+LOADED = (("sd15", "SD 1.5", "float16"), ("sd15", "SD 1.5", "float32"), ("sdxl_base", "SDXL", "float16"))
+"""Published files that are read, what they are called here, and their numbers."""
 
 
 def order() -> list[Row]:

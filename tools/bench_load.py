@@ -1,4 +1,4 @@
-"""What does loading a full-size SD 1.5 checkpoint cost? Prints seconds and gigabytes as JSON; see bench.py."""
+"""What does loading a checkpoint of full size cost? Prints seconds and gigabytes as JSON; see bench.py."""
 
 from __future__ import annotations
 
@@ -15,32 +15,37 @@ import torch
 
 from bench_memory import peak_memory
 from demo_pictures import words
-from demo_tokenizer import FOLDER, write_tokenizer
+from demo_sdxl_folder import write_clip_tokenizers
 from header_only import header, write_random_bytes
 from library.flags.model import ModelFlags
 from library.flags.settings import Settings
+from library.models.architecture import Architecture
 from library.models.sd.architecture import StableDiffusion
+from library.models.sdxl.architecture import Sdxl
+
+FAMILIES: dict[str, type[Architecture]] = {"sd15": StableDiffusion, "sdxl_base": Sdxl}
+"""Name of a published file -> what reads it."""
 
 
-def main(dtype: str) -> int:
-    """Write the file, load its three models once, print what that took."""
+def main(facts: str, dtype: str) -> int:
+    """Write a file like the published one called `facts`, load all its models once, print what that took."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder) / "sd15.safetensors"
-        write_random_checkpoint(checkpoint, dtype)
-        write_tokenizer(Path(folder) / FOLDER, words())
-        print(json.dumps(measure(checkpoint, getattr(torch, dtype))))
+        checkpoint = Path(folder) / f"{facts}.safetensors"
+        write_random_bytes(checkpoint, *header(facts, dtype))
+        write_clip_tokenizers(Path(folder), words())
+        print(json.dumps(measure(FAMILIES[facts], checkpoint, getattr(torch, dtype))))
     return 0
 
 
-def measure(checkpoint: Path, dtype: torch.dtype) -> dict[str, float]:
+def measure(family: type[Architecture], checkpoint: Path, dtype: torch.dtype) -> dict[str, float]:
     """Seconds and the growth of the process's largest memory, imports left out."""
     flags = ModelFlags(pretrained_model_name_or_path=str(checkpoint), tokenizer_cache_dir=str(checkpoint.parent))
-    arch = StableDiffusion(Settings.of(flags))
+    arch = family(Settings.of(flags))
     cpu = torch.device("cpu")
     before, started, cpu_started = psutil.Process().memory_info().rss, time.perf_counter(), time.process_time()
     models = [arch.load_denoiser(dtype, cpu), *arch.load_text_encoders(dtype, cpu), arch.load_vae(dtype, cpu)]
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    assert len(models) == 3
+    assert all(isinstance(model, torch.nn.Module) for model in models)
     return {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
@@ -49,10 +54,5 @@ def measure(checkpoint: Path, dtype: torch.dtype) -> dict[str, float]:
     }
 
 
-def write_random_checkpoint(path: Path, dtype: str) -> None:
-    """Every tensor of the published file under its name."""
-    write_random_bytes(path, *header("sd15", dtype))
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

@@ -4,16 +4,16 @@ from dataclasses import dataclass
 
 from library.flags.cache_tools import LATENTS_READ, TEXT_READ, TRAINING, CacheTool, CastFlags
 from library.flags.declare import flag
-from library.flags.flow import FlowFlags, WeightingFlags
 from library.flags.rules.rule import Consequence, Rule, Rules
-from library.models.flux.flags import FluxModelFlags, FluxTrainingFlags
+from library.models.flux.flags import FLUX_TRAIN_NETWORK
+from library.models.sdxl.flags import SDXL_IDLE, SDXL_TRAIN_NETWORK
 
 
 @dataclass(frozen=True)
 class FamilyFlags:
     """Which family it is"""
 
-    sdxl: bool = flag(False, "the model is SDXL", unavailable="caches for SDXL")
+    sdxl: bool = flag(False, "the model is SDXL")
     flux: bool = flag(False, "the model is FLUX.1, or Chroma with --model_type chroma")
 
 
@@ -21,6 +21,12 @@ OF_FLUX = "is for FLUX.1 and Chroma: add --flux"
 IDLE = "has no effect with --flux"
 RULES = Rules(
     mistakes=(
+        Rule("two families", lambda flux, sdxl: flux and sdxl, "--flux and --sdxl are two families; leave one out"),
+        Rule(
+            "2.x with XL",
+            lambda sdxl, v2: sdxl and v2,
+            "--v2 is for Stable Diffusion 2.x; leave it out for SDXL, or leave out --sdxl",
+        ),
         Rule("CLIP-L without --flux", lambda flux, clip_l: not flux and bool(clip_l), f"--clip_l {OF_FLUX}"),
         Rule("T5-XXL without --flux", lambda flux, t5xxl: not flux and bool(t5xxl), f"--t5xxl {OF_FLUX}"),
         Rule("autoencoder without --flux", lambda flux, ae: not flux and bool(ae), f"--ae {OF_FLUX}"),
@@ -31,6 +37,11 @@ RULES = Rules(
         ),
     ),
     doubts=(
+        Rule(
+            "clip_skip with XL",
+            lambda sdxl, clip_skip: sdxl and bool(clip_skip),
+            f"--clip_skip has no effect with --sdxl: {SDXL_IDLE['clip_skip']}",
+        ),
         Rule("2.x with FLUX.1", lambda flux, v2: flux and v2, f"--v2 {IDLE}"),
         Rule(
             "--vae with FLUX.1", lambda flux, vae: flux and bool(vae), f"--vae {IDLE}: the autoencoder is that of --ae"
@@ -52,7 +63,8 @@ RULES = Rules(
         ),
     ),
 )
-GROUPS = (*TRAINING, FamilyFlags, FluxModelFlags, FlowFlags, WeightingFlags, FluxTrainingFlags)
+GROUPS = tuple(dict.fromkeys((*TRAINING, FamilyFlags, *FLUX_TRAIN_NETWORK, *SDXL_TRAIN_NETWORK)))
+"""All that a training of any of the families is told."""
 FAMILY = {"sdxl", "flux", "model_type"}
 
 CACHE_LATENTS = CacheTool(

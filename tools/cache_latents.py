@@ -22,8 +22,10 @@ if __name__ == "__main__":
 
 from library.models.flux.architecture import Flux
 from library.models.sd.architecture import StableDiffusion
+from library.models.sdxl.architecture import Sdxl
 from library.train.caches import fill_all_latents, run_cache_tool
 
 if __name__ == "__main__":
-    architecture = Flux if settings[FamilyFlags].flux else StableDiffusion
+    family = settings[FamilyFlags]
+    architecture = Flux if family.flux else Sdxl if family.sdxl else StableDiffusion
     sys.exit(run_cache_tool(settings, architecture, fill_all_latents))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,10 +53,17 @@ def write_sdxl_demo(root: Path) -> SdxlDemo:
     """Write the whole folder; files that are there already become the same again."""
     demo = SdxlDemo(root)
     demo_pictures.write_pictures(demo.pictures)
-    words = demo_pictures.words()
-    vocabulary = demo_tokenizer.write_tokenizer(demo.tokenizers / demo_tokenizer.FOLDER, words)
-    # The published second tokenizer has the same words, and fills up with its first one.
-    demo_tokenizer.write_tokenizer(demo.tokenizers / BIGG_FOLDER, words, padding=demo_tokenizer.FIRST)
+    vocabulary = write_clip_tokenizers(demo.tokenizers, demo_pictures.words())
     save_safetensors(small_sdxl_checkpoint(SdxlSizes(vocabulary=vocabulary)), demo.checkpoint, {})
     demo.write_texts(DATASET, PROMPTS)
     return demo
+
+
+def write_clip_tokenizers(folder: Path, words: Iterable[str]) -> int:
+    """Write both tokenizers into a folder for --tokenizer_cache_dir and return the size of their vocabulary.
+
+    As published the second has the same words, and fills up with its first one.
+    """
+    words = list(words)
+    demo_tokenizer.write_tokenizer(folder / BIGG_FOLDER, words, padding=demo_tokenizer.FIRST)
+    return demo_tokenizer.write_tokenizer(folder / demo_tokenizer.FOLDER, words)

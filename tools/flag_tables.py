@@ -16,15 +16,21 @@ from library.flags.dreambooth import DB_ABSENT, DB_CHOICES, DB_DEFAULTS, DB_IDLE
 from library.flags.trainers import TRAIN_NETWORK
 from library.models.flux.flags import FLUX_IDLE, FLUX_TRAIN_NETWORK
 from library.models.flux.picture_flags import FLUX_PICTURES
+from library.models.sdxl.flags import SDXL_IDLE, SDXL_TRAIN_NETWORK
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES: dict[str, tuple[type, ...]] = {
     "docs/train_network.md": TRAIN_NETWORK,
     "docs/flux_train_network.md": FLUX_TRAIN_NETWORK,
+    "docs/sdxl_train_network.md": SDXL_TRAIN_NETWORK,
     "docs/flux_minimal_inference.md": FLUX_PICTURES,
     "docs/train_db.md": TRAIN_DB,
 }
-IDLE: dict[str, Mapping[str, str]] = {"docs/flux_train_network.md": FLUX_IDLE, "docs/train_db.md": DB_IDLE}
+IDLE: dict[str, Mapping[str, str]] = {
+    "docs/flux_train_network.md": FLUX_IDLE,
+    "docs/sdxl_train_network.md": SDXL_IDLE,
+    "docs/train_db.md": DB_IDLE,
+}
 """Page -> flags that the script takes and does not read, and why."""
 ABSENT: dict[str, Mapping[str, str]] = {"docs/train_db.md": DB_ABSENT}
 """Page -> flags of its groups that the script does not take."""

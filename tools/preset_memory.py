@@ -18,7 +18,7 @@ from PIL import Image
 
 from demo_flux_folder import T5_FOLDER, write_t5_tokenizer
 from demo_pictures import words
-from demo_tokenizer import FOLDER, write_tokenizer
+from demo_sdxl_folder import write_clip_tokenizers
 from header_only import write_hollow_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +40,7 @@ class Family:
 FAMILIES = {
     "sd15": Family("train_network.py", {MODEL: "sd15"}, 512),
     "sd15db": Family("train_db.py", {MODEL: "sd15"}, 512),
+    "sdxl": Family("sdxl_train_network.py", {MODEL: "sdxl_base"}, 1024),
     "flux": Family(
         "flux_train_network.py", {MODEL: "flux_dev", "clip_l": "clip_l", "t5xxl": "t5xxl", "ae": "flux_ae"}, 1024
     ),
@@ -78,7 +79,7 @@ def measured(preset: Path, family: Family) -> list[str]:
         for flag, facts in family.files.items():
             write_hollow_checkpoint(folder / f"{facts}.safetensors", facts)
             files += [f"--{flag}", str(folder / f"{facts}.safetensors")]
-        write_tokenizer(folder / FOLDER, words())
+        write_clip_tokenizers(folder, words())
         write_t5_tokenizer(folder / T5_FOLDER, words())
         pictures = folder / "images" / "1_picture"
         pictures.mkdir(parents=True)

@@ -14,15 +14,17 @@ from library.flags.settings import read_settings
 from library.flags.trainers import TRAIN_NETWORK
 from library.models.flux.flags import FLUX_IDLE, FLUX_TRAIN_NETWORK
 from library.models.flux.rules import FLUX_RULES
+from library.models.sdxl.flags import SDXL_IDLE, SDXL_RULES, SDXL_TRAIN_NETWORK
 from tests.clients.training_db import db_settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-SD15, SD15DB, FLUX = (sorted(CONFIGS.glob(f"{family}_*.toml")) for family in ("sd15", "sd15db", "flux"))
+SD15, SD15DB, SDXL, FLUX = (sorted(CONFIGS.glob(f"{name}_*.toml")) for name in ("sd15", "sd15db", "sdxl", "flux"))
 
 
 def test_there_are_presets() -> None:
     assert [path.name for path in SD15] == ["sd15_12gb.toml", "sd15_8gb.toml"]
     assert {path.name for path in SD15DB} == {f"sd15db_{size}gb.toml" for size in (8, 12, 24)}
+    assert {path.name for path in SDXL} == {f"sdxl_{size}gb.toml" for size in (8, 12, 24)}
     assert {path.name for path in FLUX} == {f"flux_{size}gb.toml" for size in (8, 12, 16, 24)}
 
 
@@ -47,6 +49,16 @@ def test_a_preset_is_read_without_a_word(path: Path, tmp_path: Path) -> None:
     assert (values["resolution"], values["text_encoder_lr"]) == ((512, 512), (5e-5,))
 
 
+@pytest.mark.parametrize("path", SDXL, ids=lambda path: path.stem)
+def test_a_preset_for_sdxl_is_read_without_a_word(path: Path, tmp_path: Path) -> None:
+    model = ["pretrained_model_name_or_path"]
+    values = values_of(path, tmp_path, SDXL_TRAIN_NETWORK, model, idle=SDXL_IDLE, rules=SDXL_RULES)
+    assert (values["resolution"], values["gradient_checkpointing"]) == ((1024, 1024), True)
+    assert (
+        values["network_train_unet_only"] == values["cache_text_encoder_outputs"] == (values["text_encoder_lr"] is None)
+    )
+
+
 @pytest.mark.parametrize("path", FLUX, ids=lambda path: path.stem)
 def test_a_preset_for_flux_is_read_without_a_word(path: Path, tmp_path: Path) -> None:
     files = ["pretrained_model_name_or_path", "clip_l", "t5xxl", "ae"]
@@ -65,7 +77,7 @@ def test_a_preset_for_whole_models_is_read_without_a_word(path: Path, tmp_path: 
         assert key == "resolution" or values[key] == (tuple(value) if isinstance(value, list) else value), key
 
 
-@pytest.mark.parametrize("path", [*SD15, *SD15DB, *FLUX], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*SD15, *SD15DB, *SDXL, *FLUX], ids=lambda path: path.stem)
 def test_a_preset_says_what_a_dry_run_found_and_it_fits_with_room_to_spare(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     (total,) = re.findall(r"^#  in all +([\d.]+) GB", text, re.MULTILINE)
