@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from library.files.hashing import precalculate_safetensors_hashes
 from library.files.weights import save_safetensors
 from library.models.sdxl.architecture import size_embedding
 from library.models.sdxl.checkpoint import load_text_encoders, load_unet
@@ -31,6 +32,8 @@ def run(case: dict[str, Any], recipe: ModuleType) -> dict[str, Tensor]:
         outputs = model.outputs("base")
         for kind, module, facts, weights in kinds_of(case, recipe):
             check_shapes(model, module, facts, weights)
+            if "sshs_model_hash" in facts:
+                check_hash_and_norms(model, facts, weights)
             for multiplier in MULTIPLIERS:
                 outputs |= model.with_network(module, weights, multiplier, f"{kind}_x{multiplier}".lstrip("_"))
         if "lora_keys_diffusers_names" in case:
@@ -64,6 +67,20 @@ def check_shapes(model: Model, module: Any, facts: dict[str, Any], weights: Mapp
     assert all(torch.equal(made[key], value) for key, value in weights.items() if key.endswith(".alpha"))
     assert len(network.unet_loras) == facts["unet_modules"]
     assert len(network.text_encoder_loras) == facts["text_encoder_modules"]
+
+
+def check_hash_and_norms(model: Model, facts: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """The file has the recorded hash, and --scale_weight_norms shrinks what it shrank."""
+    network = model.created(lora, weights, 1.0)
+    network.apply_to(None, nn.Module())
+    network.load_state_dict(weights)
+    saved = network.state_dict_for_saving(torch.float16)
+    assert precalculate_safetensors_hashes(saved, {})[0] == facts["sshs_model_hash"]
+    norms = facts["scale_weight_norms"]
+    scaled, mean, largest = network.apply_max_norm_regularization(norms["max_norm_value"])
+    assert scaled == norms["keys_scaled"]
+    assert abs(mean - norms["mean_norm"]) < 1e-5 and abs(largest - norms["max_norm"]) < 1e-5
+    model.load()
 
 
 def check_other_names(model: Model, weights: dict[str, Tensor], names: set[str]) -> None:
