@@ -2,9 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from library.memory.fp8 import Format, Quantizer, Scaling, dequantize, quantize
 
@@ -51,6 +56,40 @@ def test_a_weight_of_many_parts_is_rounded_as_one_of_few(monkeypatch: pytest.Mon
         parts = quantize(weight, Format(scaling))
         monkeypatch.undo()
         assert torch.equal(whole[0].float(), parts[0].float()) and torch.equal(whole[1], parts[1])
+
+
+class LiveBytes(TorchDispatchMode):
+    """Finds the most memory that what is calculated while the mode is on takes at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[StorageWeakRef, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for made in tree_leaves(out):
+            if isinstance(made, Tensor) and (storage := made.untyped_storage())._cdata not in given:
+                self.live[StorageWeakRef(storage)] = storage.nbytes()
+        self.live = {reference: size for reference, size in self.live.items() if not reference.expired()}
+        self.peak = max(self.peak, sum(self.live.values()))
+        return out
+
+
+@pytest.mark.parametrize("scaling", Scaling)
+def test_rounding_takes_little_more_memory_than_what_it_makes(
+    scaling: Scaling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows_at_once, columns = 2, 256
+    monkeypatch.setattr("library.memory.fp8.ROUNDED_AT_ONCE", rows_at_once * columns)
+    weight = torch.randn(256, columns).bfloat16()
+    with LiveBytes() as memory:
+        rounded, scale = quantize(weight, Format(scaling))
+    # Scales are calculated in float32, in parts that are joined; three copies in float32 are made of a few rows.
+    scales = 0 if scale is None else 2 * 4 * scale.numel() + scale.nbytes
+    assert rounded.nbytes <= memory.peak <= rounded.nbytes + scales + 3 * 4 * rows_at_once * columns + 64
+    assert memory.peak < weight.nbytes
 
 
 def test_a_scale_has_the_dtype_of_the_weight_and_without_scaling_there_is_none() -> None:
