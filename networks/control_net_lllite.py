@@ -85,7 +85,7 @@ class LLLiteModule(nn.Module):
         if control.image is None or not control.enabled or control.multiplier == 0.0:
             return None
         if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.down[0].weight.dtype)
+            x = x.to(self._weight.dtype)
         h = self.mid(torch.cat([self._tokens(x), self.down(x)], dim=-1))
         if self.dropout and self.training:
             h = F.dropout(h, self.dropout)
@@ -96,9 +96,10 @@ class LLLiteModule(nn.Module):
 
     def embedding(self) -> Tensor:
         """[n, cond_emb_dim, h, w] of the picture; computed once for each picture where nothing is learnt."""
-        learns = torch.is_grad_enabled() and self.down[0].weight.requires_grad
+        weight = self._weight
+        learns = torch.is_grad_enabled() and weight.requires_grad
         if learns or self._kept is None:
-            image, weight = self.control.image, self.down[0].weight
+            image = self.control.image
             assert image is not None
             embedding: Tensor = self.conditioning1(_padded(image.to(weight.device, weight.dtype), self.stride))
             if learns:
@@ -114,6 +115,11 @@ class LLLiteModule(nn.Module):
         """The attributes of the layer that stands in the place of `base`, besides those of `base` itself."""
         plain = "forward" not in base.__dict__ and type(base).forward is nn.Linear.forward
         return {"_base_forward": None if plain else base.forward}
+
+    @property
+    def _weight(self) -> Tensor:
+        """One of its weights, which all lie in one place and in one dtype."""
+        return self.down.get_parameter("0.weight")
 
     def _tokens(self, x: Tensor) -> Tensor:
         """[B, h*w, cond_emb_dim], one for each token of `x`, row by row."""

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from library.flags.declare import is_switch, meaning, script_flags, takes_many, title, value_type, with_default
 from library.flags.dreambooth import DB_ABSENT, DB_CHOICES, DB_DEFAULTS, DB_IDLE, TRAIN_DB
+from library.flags.lllite import LLLITE_ABSENT, LLLITE_IDLE, TRAIN_LLLITE
 from library.flags.trainers import TRAIN_NETWORK
 from library.models.flux.flags import FLUX_IDLE, FLUX_TRAIN_NETWORK
 from library.models.flux.picture_flags import FLUX_PICTURES
@@ -25,6 +26,7 @@ PAGES: dict[str, tuple[type, ...]] = {
     "docs/sdxl_train_network.md": SDXL_TRAIN_NETWORK,
     "docs/flux_minimal_inference.md": FLUX_PICTURES,
     "docs/train_db.md": TRAIN_DB,
+    "docs/sdxl_train_control_net_lllite.md": TRAIN_LLLITE,
 }
 IDLE: dict[str, Mapping[str, str]] = {
     "docs/flux_train_network.md": FLUX_IDLE,
