@@ -32,9 +32,13 @@ IDLE: dict[str, Mapping[str, str]] = {
     "docs/flux_train_network.md": FLUX_IDLE,
     "docs/sdxl_train_network.md": SDXL_IDLE,
     "docs/train_db.md": DB_IDLE,
+    "docs/sdxl_train_control_net_lllite.md": {**SDXL_IDLE, **LLLITE_IDLE},
 }
 """Page -> flags that the script takes and does not read, and why."""
-ABSENT: dict[str, Mapping[str, str]] = {"docs/train_db.md": DB_ABSENT}
+ABSENT: dict[str, Mapping[str, str]] = {
+    "docs/train_db.md": DB_ABSENT,
+    "docs/sdxl_train_control_net_lllite.md": LLLITE_ABSENT,
+}
 """Page -> flags of its groups that the script does not take."""
 CHOICES: dict[str, Mapping[str, tuple[Any, ...]]] = {"docs/train_db.md": DB_CHOICES}
 """Page -> flags with other values than elsewhere."""

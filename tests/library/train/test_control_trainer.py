@@ -55,7 +55,8 @@ def test_it_learns_to_follow_edges(runs: LlliteRuns, tmp_path: Path) -> None:
     bright_squares(pictures, 96)
     write_edges(pictures, edges)
     data.write_text(
-        '[general]\ncaption_extension = ".txt"\n[[datasets]]\nresolution = 64\nbatch_size = 8\nvalidation_split = 0.17\n'
+        '[general]\ncaption_extension = ".txt"\n'
+        "[[datasets]]\nresolution = 64\nbatch_size = 8\nvalidation_split = 0.17\n"
         f'[[datasets.subsets]]\nimage_dir = "{pictures.as_posix()}"\nconditioning_data_dir = "{edges.as_posix()}"\n',
         encoding="utf-8",
     )
