@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from library.data.dataset import TrainingSet
 from library.data.items import Batch, ImageItem
+from library.data.levels import SHARE
 from library.data.loader import BatchOrder
 
 
@@ -37,5 +38,5 @@ def _described(row: int, item: ImageItem, batch: Batch) -> list[str]:
     if item.conditioning_path is not None:
         lines.append(f"    with {item.conditioning_path}")
     if batch.masks is not None:
-        lines.append(f"    the mask keeps {batch.masks[row].mean().item():.0%}")
+        lines.append(f"    the mask keeps {SHARE.numbers(batch.masks[row]).mean().item():.0%}")
     return lines

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from library.data.levels import COLOUR, SHARE, Scale
+
 
 @dataclass
 class CachedLatents:
@@ -104,13 +106,16 @@ class Sizes:
 
 @dataclass
 class Batch:
-    """Images of one bucket. The dataset fills it and knows no model."""
+    """Images of one bucket. The dataset fills it and knows no model.
+
+    Pictures and masks may be uint8, the levels 0 to 255, until `to` makes the numbers of them that are meant.
+    """
 
     captions: list[str]
     loss_weights: Tensor
     """[B]"""
     pixels: Tensor | None = None
-    """[B, 3, H, W] in [-1, 1], when latents are not cached."""
+    """[B, 3, H, W] uint8, or in [-1, 1], when latents are not cached."""
     latents: Tensor | None = None
     """[B, C, h, w] as cached."""
     text: dict[str, Tensor] = field(default_factory=dict)
@@ -118,9 +123,9 @@ class Batch:
     text_lengths: tuple[int, ...] | None = None
     """[B] tokens that count in them, for a family whose denoiser must know: read here, where nothing waits for it."""
     masks: Tensor | None = None
-    """[B, 1, H, W] in [0, 1]."""
+    """[B, 1, H, W] uint8, or in [0, 1]."""
     conditioning: Tensor | None = None
-    """[B, 3, H, W] in [-1, 1], the second images that a control network is shown."""
+    """[B, 3, H, W] uint8, or in [-1, 1], the second images that a control network is shown."""
     sizes: Sizes | None = None
     keep_prior: tuple[int, ...] = ()
     """Rows whose target is the untrained model's answer."""
@@ -132,19 +137,25 @@ class Batch:
     step: int = 0
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`; nothing waits for the copies when the tensors are pinned."""
+        """The same batch on `device`, its pictures and masks in float32.
+
+        Nothing waits for the copies when the tensors are pinned.
+        """
 
         def moved(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device, non_blocking=True)
 
+        def numbers(levels: Tensor | None, scale: Scale) -> Tensor | None:
+            return None if levels is None else scale.numbers(levels.to(device, non_blocking=True))
+
         return replace(
             self,
             loss_weights=self.loss_weights.to(device, non_blocking=True),
-            pixels=moved(self.pixels),
+            pixels=numbers(self.pixels, COLOUR),
             latents=moved(self.latents),
             text={name: value.to(device, non_blocking=True) for name, value in self.text.items()},
-            masks=moved(self.masks),
-            conditioning=moved(self.conditioning),
+            masks=numbers(self.masks, SHARE),
+            conditioning=numbers(self.conditioning, COLOUR),
             sizes=None if self.sizes is None else self.sizes.to(device),
             network_multipliers=moved(self.network_multipliers),
         )

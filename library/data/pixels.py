@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from library.data.buckets import centre_crop
 from library.data.image_file import BROKEN, UPRIGHT, ends_properly, open_image, orientation, reason
 from library.data.image_header import photograph_header
+from library.data.levels import COLOUR
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -28,9 +30,6 @@ OPENCV = {
     "lanczos4": cv2.INTER_LANCZOS4,
 }
 PILLOW = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
-
-LEVELS = ((np.arange(256, dtype=np.float32) / 255 - np.float32(0.5)) / np.float32(0.5)).astype(np.float32)
-"""What each level of a channel becomes in a tensor."""
 
 JPEG = ("JPEG", "MPO")
 """Pillow's names of photographs; the second holds several, of which the first is read."""
@@ -140,15 +139,20 @@ def crop(image: np.ndarray, size: Size, random: Random | None = None) -> np.ndar
     return image[top : top + size[1], left : left + size[0]]
 
 
-def to_pixels(pictures: list[np.ndarray]) -> Tensor:
-    """Pictures [H, W, 3] uint8 of one size -> [B, 3, H, W] float32 in [-1, 1]."""
+def to_levels(pictures: Sequence[np.ndarray]) -> Tensor:
+    """Pictures [H, W, 3] uint8 of one size -> [B, 3, H, W] uint8."""
     height, width, channels = pictures[0].shape
-    pixels = np.empty((len(pictures), channels, height, width), dtype=np.float32)
-    for picture, planes in zip(pictures, pixels, strict=True):
+    levels = np.empty((len(pictures), channels, height, width), dtype=np.uint8)
+    for picture, planes in zip(pictures, levels, strict=True):
         whole = np.ascontiguousarray(picture)  # a crop or a mirror image is a view
         for channel in range(channels):
-            cv2.LUT(cv2.extractChannel(whole, channel), LEVELS, dst=planes[channel])
-    return torch.from_numpy(pixels)
+            cv2.extractChannel(whole, channel, dst=planes[channel])
+    return torch.from_numpy(levels)
+
+
+def to_pixels(pictures: Sequence[np.ndarray]) -> Tensor:
+    """Pictures [H, W, 3] uint8 of one size -> [B, 3, H, W] float32 in [-1, 1]."""
+    return COLOUR.numbers(to_levels(pictures))
 
 
 def _load(source: Path | bytes, mode: str) -> np.ndarray:

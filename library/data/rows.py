@@ -18,7 +18,8 @@ from library.data.captions import is_dropped, render_caption
 from library.data.config import SubsetSettings
 from library.data.image_set import ImageSet
 from library.data.items import BatchRequest, CachedLatents, ImageItem, Sizes
-from library.data.pixels import alpha_of, crop, load_rgb, load_rgba, make_picture, resize, to_pixels
+from library.data.levels import SHARE
+from library.data.pixels import crop, load_rgb, load_rgba, make_picture, resize, to_levels
 from library.data.text_cache_files import TextCache, stack_text
 from library.data.text_variants import variant_caption
 
@@ -35,7 +36,7 @@ class Row:
     latents: Tensor | None = None
     text: dict[str, Tensor] | None = None
     mask: np.ndarray | None = None
-    """[H, W] float32 in 0..1"""
+    """[H, W] uint8, or float32 in 0..1 from a cache"""
     conditioning: np.ndarray | None = None
     """[H, W, 3] uint8"""
 
@@ -69,9 +70,9 @@ def make_row(item: ImageItem, dataset: ImageSet, random: Random, request: BatchR
 
 
 def pixels_of(rows: Sequence[Row]) -> Tensor | None:
-    """[B, 3, H, W] in [-1, 1]; None when latents are cached."""
+    """[B, 3, H, W] uint8; None when latents are cached."""
     pictures = [row.picture for row in rows if row.picture is not None]
-    return to_pixels(pictures) if pictures else None
+    return to_levels(pictures) if pictures else None
 
 
 def latents_of(rows: Sequence[Row]) -> Tensor | None:
@@ -94,17 +95,23 @@ def text_lengths_of(rows: Sequence[Row], cache: TextCache | None) -> tuple[int, 
 
 
 def masks_of(rows: Sequence[Row], size: tuple[int, int]) -> Tensor | None:
-    """[B, 1, H, W] in [0, 1] for pictures of `size`, 1 in rows without a mask; None when no row has one."""
+    """[B, 1, H, W] for pictures of `size`, rows without a mask count in full; None when no row has one.
+
+    uint8, or float32 in [0, 1] when one of them is a float.
+    """
     if all(row.mask is None for row in rows):
         return None
-    full = np.ones((size[1], size[0]), dtype=np.float32)
-    return torch.from_numpy(np.stack([full if row.mask is None else row.mask for row in rows]))[:, None]
+    full = np.full((size[1], size[0]), 255, dtype=np.uint8)
+    masks = [torch.from_numpy(np.ascontiguousarray(full if row.mask is None else row.mask)) for row in rows]
+    if any(mask.is_floating_point() for mask in masks):
+        masks = [SHARE.numbers(mask) for mask in masks]
+    return torch.stack(masks)[:, None]
 
 
 def conditioning_of(rows: Sequence[Row]) -> Tensor | None:
-    """[B, 3, H, W] in [-1, 1] of the second images; None when there are none."""
+    """[B, 3, H, W] uint8 of the second images; None when there are none."""
     pictures = [row.conditioning for row in rows if row.conditioning is not None]
-    return to_pixels(pictures) if pictures else None
+    return to_levels(pictures) if pictures else None
 
 
 def sizes_of(items: Sequence[ImageItem], rows: Sequence[Row]) -> Sizes:
@@ -147,7 +154,7 @@ def _add_picture(row: Row, item: ImageItem, subset: SubsetSettings, random: Rand
     picture = _mirrored(picture, row.flipped)
     row.picture = picture[:, :, :3]
     if subset.alpha_mask:
-        row.mask = alpha_of(picture)
+        row.mask = picture[:, :, 3]
 
 
 def _drawn_picture(item: ImageItem, subset: SubsetSettings, random: Random) -> np.ndarray:
@@ -171,7 +178,7 @@ def _add_conditioning(row: Row, path: Path, item: ImageItem, subset: SubsetSetti
         raise ValueError(f"{path} cannot be read: {error}; repair or replace it") from error
     picture = _mirrored(picture, row.flipped)
     if is_mask:
-        row.mask = picture[:, :, 0].astype(np.float32) / 255
+        row.mask = picture[:, :, 0]
     else:
         row.conditioning = picture
 

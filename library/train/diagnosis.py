@@ -48,7 +48,9 @@ def _of_images(batch: Batch, arch: Architecture, models: Models) -> Iterator[str
     elif batch.pixels is not None and models.vae is not None:
         with torch.no_grad():
             parameter = next(models.vae.parameters())
-            latents = arch.encode_image(models.vae, batch.pixels.to(parameter.device, parameter.dtype))
+            pixels = batch.to(parameter.device).pixels
+            assert pixels is not None
+            latents = arch.encode_image(models.vae, pixels.to(parameter.dtype))
         if broken := _broken(names, latents):
             yield f"the VAE's answer to {broken} is not finite: use --no_half_vae, or another --vae"
     for key, value in batch.text.items():

@@ -57,7 +57,9 @@ def test_a_batch_holds_pixels_captions_sizes_and_names(training_set: Load, folde
         items = [data.datasets[0].items[index] for index in planned.items]
         width, height = items[0].bucket
         assert batch.pixels is not None and batch.pixels.shape == (3, 3, height, width)
-        assert batch.pixels.dtype == torch.float32 and -1 <= batch.pixels.min() < batch.pixels.max() <= 1
+        assert batch.pixels.dtype == torch.uint8
+        numbers = batch.to(torch.device("cpu")).pixels
+        assert numbers is not None and numbers.dtype == torch.float32 and -1 <= numbers.min() < numbers.max() <= 1
         assert batch.latents is None and batch.network_multipliers is None and batch.keep_prior == ()
         assert batch.captions == [f"subject {item.path.stem}, red, round, small" for item in items]
         assert batch.paths == [str(item.path) for item in items]

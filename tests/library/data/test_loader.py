@@ -76,6 +76,27 @@ def test_worker_processes_give_the_batches_of_the_main_process(training_set: Loa
             assert_equal(one, two)
 
 
+def test_workers_and_page_locked_memory_hold_pictures_in_eight_bits(
+    training_set: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = training_set(batch_size=3)
+    locked: list[torch.dtype] = []
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        locked.append(tensor.dtype)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    requests = BatchOrder(data, seed=3, total_steps=20).requests(1, 0)
+    for request, sent in zip(requests, loader(data, 1).epoch(1, 0), strict=True):
+        assert sent.pixels is not None and sent.pixels.dtype == torch.uint8
+        pinned = sent.pin_memory()
+        assert locked.count(torch.uint8) == 1 and pinned.pixels is not None and pinned.pixels.dtype == torch.uint8
+        locked.clear()
+        assert_equal(pinned.to(torch.device("cpu")), data[request].to(torch.device("cpu")))
+        assert_equal(pinned.to(torch.device("cpu")).to(torch.device("cpu")), pinned.to(torch.device("cpu")))
+
+
 def test_an_epoch_that_was_left_early_does_not_disturb_the_next(training_set: Load) -> None:
     data = training_set(batch_size=1)
     there = loader(data, 2, persistent=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from library.data.caching import cache_latents
 from library.data.config import DatasetConfig, DatasetSettings, SubsetSettings
 from library.data.dataset import TrainingSet, load_training_set
 from library.data.items import Batch, BatchRequest
+from library.data.rows import Row, make_row, masks_of
 from library.files.formats import LatentFormat
 
 SD = LatentFormat(channels=4, stride=8, suffix="_sd.npz", reads_stem_files=True)
@@ -41,8 +43,14 @@ def load(*subsets: SubsetSettings, **settings: Any) -> TrainingSet:
     return load_training_set(DatasetConfig((dataset,)))
 
 
-def batch(data: TrainingSet, *items: int, draw: int = 1) -> Batch:
+def levels(data: TrainingSet, *items: int, draw: int = 1) -> Batch:
+    """The batch as it is made."""
     return data[BatchRequest(0, items or (0,), (draw,) * max(len(items), 1), 1, 0, 1)]
+
+
+def batch(data: TrainingSet, *items: int, draw: int = 1) -> Batch:
+    """The batch as the training step takes it."""
+    return levels(data, *items, draw=draw).to(torch.device("cpu"))
 
 
 def draw_that_flips(data: TrainingSet, flips: bool) -> int:
@@ -151,8 +159,6 @@ def test_a_control_trainer_gets_the_second_image_itself(tmp_path: Path) -> None:
     assert found.masks is None and found.conditioning is not None and found.conditioning.shape == (1, 3, 32, 64)
     assert columns(found.conditioning) == [-1.0] * 32 + [1.0] * 32
     assert columns(found.conditioning[:, 1:]) == [round(9 / 127.5 - 1, 3)] * 64
-    moved = found.to(torch.device("cpu"))
-    assert torch.equal(moved.conditioning, found.conditioning)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -210,6 +216,56 @@ def test_a_crop_stands_around_the_face_that_the_name_tells_of(tmp_path: Path) ->
     assert face is not None and middle is not None and face.shape == middle.shape == (1, 3, 48, 48)
     assert face[0, :, 20:28, 20:28].min() > 0.9
     assert middle[0, :, 20:28, 20:28].max() == -1
+
+
+@pytest.mark.parametrize("masked_loss", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"flip_aug": True},
+        {"color_aug": True},
+        {"random_crop": True},
+        {"face_crop_aug_range": (1.0, 2.0)},
+        {"alpha_mask": True, "flip_aug": True, "color_aug": True},
+    ],
+)
+def test_every_kind_of_picture_travels_in_eight_bits_and_becomes_the_numbers_of_the_formula(
+    tmp_path: Path, change: dict[str, Any], masked_loss: bool
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (2, 80, 90, 4), dtype=np.uint8)
+    for folder, content in zip("ac", noise, strict=True):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(content).save(tmp_path / folder / "me_30_40_20_20.png")
+    subset = SubsetSettings(tmp_path / "a", class_tokens="x", conditioning_data_dir=tmp_path / "c", **change)
+    data = load(subset, masked_loss=masked_loss)
+    item = data.datasets[0].items[0]
+    for draw in range(12):
+        request = BatchRequest(0, (0,), (draw,), 1, 0, 1)
+        row = make_row(item, data.datasets[0], Random(draw), request)
+        sent, found = levels(data, draw=draw), batch(data, draw=draw)
+        shown = {"pixels": row.picture, "conditioning": row.conditioning}
+        for name, picture in shown.items():
+            there, here = getattr(sent, name), getattr(found, name)
+            assert (picture is None) == (there is None) == (here is None)
+            if picture is not None:
+                assert there.dtype == torch.uint8 and here.dtype == torch.float32 and here.is_contiguous()
+                expected = (torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
+                assert torch.equal(here[0], expected)
+        assert (found.masks is None) == (row.mask is None) == (not masked_loss and "alpha_mask" not in change)
+        if row.mask is not None:
+            assert sent.masks.dtype == torch.uint8  # type: ignore[union-attr]
+            assert torch.equal(found.masks[0, 0], torch.from_numpy(row.mask.copy()).float() / 255)  # type: ignore[index]
+
+
+def test_masks_of_eight_bits_beside_cached_ones_in_floats_keep_their_values() -> None:
+    eight = np.random.default_rng(0).integers(0, 256, (4, 6), dtype=np.uint8)
+    cached = eight.astype(np.float32) / 255
+    rows = [Row("", (), False, mask=mask) for mask in (eight[:, ::-1], cached[:, ::-1], None)]
+    masks = masks_of(rows, (6, 4))
+    assert masks is not None and masks.shape == (3, 1, 4, 6) and masks.dtype == torch.float32
+    assert torch.equal(masks[0], masks[1]) and torch.equal(masks[0, 0], torch.from_numpy(cached[:, ::-1].copy()))
+    assert (masks[2] == 1).all()
 
 
 @pytest.mark.parametrize("change", [{"color_aug": True}, {"face_crop_aug_range": (1.0, 2.0)}, {"random_crop": True}])
