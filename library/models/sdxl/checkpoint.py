@@ -20,15 +20,19 @@ from library.files.weights import Source, WeightFile, describe_keys, fill_module
 from library.models.attention import AttentionMode
 from library.models.kinds import kind_of
 from library.models.parts import opened_part
-from library.models.sdxl.layout import first_encoder_sources, second_encoder_sources, unet_shape, unet_sources
+from library.models.sdxl.layout import (
+    FOLDER_FIRST_KEY,
+    first_encoder_sources,
+    second_encoder_sources,
+    unet_shape,
+    unet_sources,
+)
 from library.models.sdxl.pooled_text import PooledTextEncoder
 from library.models.sdxl.unet import SdxlUNet
 from library.models.text.clip import TextEncoder, build_text_encoder
 from library.models.vae.sd import LATENT_CHANNELS, encoder_id, load_vae_from, vae_sources
 
 FAMILY = "sdxl"
-FOLDER_FIRST_KEY = "conv_in.weight"
-"""The first weight of the U-Net in a folder of diffusers."""
 
 
 def load_unet(

@@ -11,6 +11,8 @@ from library.files.weights import Source, WeightFile
 from library.models.sdxl.unet import UNetShape
 from library.models.text.clip import clip_sources, openclip_sources
 
+FOLDER_FIRST_KEY = "conv_in.weight"
+"""The first weight of the U-Net in a folder of diffusers."""
 CLIP_PREFIX = "conditioner.embedders.0.transformer."
 OPENCLIP_PREFIX = "conditioner.embedders.1.model."
 PROJECTION = "text_projection"
@@ -26,6 +28,8 @@ def unet_sources(file: WeightFile) -> dict[str, Source]:
     keys = {key.removeprefix(UNET_PREFIX): key for key in file.keys() if key.startswith(UNET_PREFIX)}
     if keys:
         return {name: Source(file, key) for name, key in keys.items()}
+    if FOLDER_FIRST_KEY not in file.keys():
+        raise ValueError(f"{file.path}: no U-Net is in it, neither {UNET_PREFIX}* nor {FOLDER_FIRST_KEY}")
     return {name: Source(file, key) for key, name in names_in_row(file.keys()).items()}
 
 
