@@ -66,7 +66,7 @@ class SmallRun(NetworkTrainer):
 
     def step(self, batch: Batch) -> None:
         """One whole optimizer step, as the trainer does it."""
-        loss = self.backward(batch.to(self.device))
+        loss = self.backward(batch.to(self.device), completes=True)
         self.state.micro_step += 1
         self.progress.add_loss(loss)
         self.update()

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from library.flags.declare import flag
 
-DEEPSPEED = "training with DeepSpeed"
 AUTO = "auto"
 ONE_BUFFER = "gradients of all weights are one buffer already"
 
@@ -134,19 +133,19 @@ class DistributedFlags:
     ddp_timeout: int | None = flag(None, "minutes to wait for the other processes", at_least=1)
     ddp_gradient_as_bucket_view: bool = flag(False, no_effect=ONE_BUFFER)
     ddp_static_graph: bool = flag(False, no_effect=ONE_BUFFER)
-    deepspeed: bool = flag(False, "train with DeepSpeed", unavailable=DEEPSPEED)
-    zero_stage: int = flag(2, "ZeRO stage", choices=(0, 1, 2, 3), unavailable=DEEPSPEED)
+    deepspeed: bool = flag(False, "let DeepSpeed update the weights; needs the package deepspeed")
+    zero_stage: int = flag(
+        2, "what DeepSpeed divides among processes: 0 nothing, 1 optimizer state, 2 gradients too", choices=(0, 1, 2, 3)
+    )
     offload_optimizer_device: str | None = flag(
-        None, "where optimizer state goes", choices=(None, "cpu", "nvme"), unavailable=DEEPSPEED
+        None, "where DeepSpeed keeps optimizer state and updates weights", choices=(None, "cpu", "nvme")
     )
-    offload_optimizer_nvme_path: str | None = flag(None, "folder for optimizer state", unavailable=DEEPSPEED)
-    offload_param_device: str | None = flag(
-        None, "where weights go", choices=(None, "cpu", "nvme"), unavailable=DEEPSPEED
-    )
-    offload_param_nvme_path: str | None = flag(None, "folder for weights", unavailable=DEEPSPEED)
-    zero3_init_flag: bool = flag(False, "build the model in parts", unavailable=DEEPSPEED)
-    zero3_save_16bit_model: bool = flag(False, "save in 16 bit", unavailable=DEEPSPEED)
-    fp16_master_weights_and_gradients: bool = flag(False, "fp16 master weights", unavailable=DEEPSPEED)
+    offload_optimizer_nvme_path: str | None = flag(None, "folder for optimizer state on a disk, for ZeRO 3")
+    offload_param_device: str | None = flag(None, "where weights wait, for ZeRO 3", choices=(None, "cpu", "nvme"))
+    offload_param_nvme_path: str | None = flag(None, "folder for weights on a disk, for ZeRO 3")
+    zero3_init_flag: bool = flag(False, "build models in parts, for ZeRO 3")
+    zero3_save_16bit_model: bool = flag(False, "gather weights for saving, for ZeRO 3")
+    fp16_master_weights_and_gradients: bool = flag(False, "master weights in fp16, for weights trained in fp16")
 
 
 @dataclass(frozen=True)

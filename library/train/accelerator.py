@@ -40,8 +40,19 @@ TRACKERS: Mapping[str, tuple[str, ...]] = {
 FIRST_PAUSE, LAST_PAUSE = 0.01, 1.0
 """Seconds between two looks at how many ranks have arrived."""
 
-SHARDING: Mapping[str, str] = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
-"""What `accelerate launch` tells its processes about."""
+SHARDING: Mapping[str, tuple[str, str]] = {
+    "FSDP": (
+        "ACCELERATE_USE_FSDP",
+        "gradients are averaged over whole copies of what is trained; launch with --multi_gpu instead, "
+        "or answer `accelerate config` without it",
+    ),
+    "DeepSpeed": (
+        "ACCELERATE_USE_DEEPSPEED",
+        "it would decide about numbers and batches too; launch with --multi_gpu instead and give --deepspeed "
+        "and --zero_stage to the script",
+    ),
+}
+"""Launchers that divide weights: the variable that `accelerate launch` tells its processes, why not, and the cure."""
 
 SECRETS = frozenset(["wandb_api_key", "huggingface_token"])
 
@@ -216,12 +227,9 @@ def _holds_absolute_path(value: Any) -> bool:
 
 def _check_launcher() -> None:
     """Refuse a launcher that would have the weights divided among the processes, which nothing here does."""
-    for name, flag in SHARDING.items():
+    for name, (flag, reason) in SHARDING.items():
         if parse_flag_from_env(flag):
-            raise ValueError(
-                f"accelerate was launched with {name}, which is not supported: gradients are averaged over whole "
-                "copies of what is trained; launch with --multi_gpu instead, or answer `accelerate config` without it"
-            )
+            raise ValueError(f"accelerate was launched with {name}, which is not supported: {reason}")
 
 
 def _check_precision(settings: Settings) -> None:

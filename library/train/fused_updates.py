@@ -39,7 +39,7 @@ class FusedUpdates(Updates):
         super().__init__(settings, accelerator, plan, groups.groups, weights, groups.ends)
         self._inner: Optimizer = self.optimizer.optimizer
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, completes: bool) -> None:
         """Differentiate, and update every weight that a gradient reaches."""
         self.accelerator.backward(loss)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from library.train.state import TrainState
 from library.train.updates import Updates
 from library.train.validation import BEST
 from library.train.watch import Watch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class Keeping:
         if not self.saver.due_at_step(step, asked):
             return
         self.saver.save_step(self.checkpoints(self.state.epoch - 1), step)
-        if self.flags.save_state or asked.ends_run:
+        if asked.ends_run and not self.updates.has_whole_state:
+            logger.warning("no state: ZeRO divides it; go on with --network_weights and --initial_step %d", step)
+        elif self.flags.save_state or asked.ends_run:
             self.saver.save_step_state(self.write_state(False), step)
 
     def after_epoch(self) -> bool:

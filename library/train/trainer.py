@@ -237,7 +237,7 @@ class Trainer(ABC):
         state = self.state
         for batch in from_data(self.loader.epoch(state.epoch, state.epoch_start, state.batch)):
             completes = self.plan.completes_update(state.batch)
-            loss = self.backward(batch)
+            loss = self.backward(batch, completes)
             state.micro_step += 1
             state.batch += 1
             self.progress.add_loss(loss)
@@ -247,8 +247,8 @@ class Trainer(ABC):
             if state.step >= self.plan.steps or self.requests.last.ends_run or self.validation.ends_run:
                 return
 
-    def backward(self, batch: Batch) -> Tensor:
-        """The gradient of one batch; its loss comes back as it lies on the device."""
+    def backward(self, batch: Batch, completes: bool) -> Tensor:
+        """The gradient of one batch, the last of an update if it `completes` one; its loss stays on the device."""
         seed = step_seed(self.seed, self.accelerator.process_index, self.state.micro_step)
         torch.manual_seed(seed)  # the dropouts of this step
         draws = Draws.seeded(seed, self.device)
@@ -258,7 +258,7 @@ class Trainer(ABC):
             loss = step_loss(here, self.arch, self.models, self.trained, draws)
         self.progress.add_batch(len(batch.captions), draws.drawn)
         self.watch.add_batch(batch, draws.drawn, self.state.step + 1, loss)
-        self.updates.backward(loss)
+        self.updates.backward(loss, completes)
         return loss.detach()
 
     def update(self) -> None:

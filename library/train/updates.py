@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
+from torch.optim import Optimizer
 
 from library.flags.optimizer import OptimizerFlags, SchedulerFlags
 from library.flags.output import EmaFlags
@@ -40,16 +41,34 @@ class Updates(ABC):
         flags, decay = settings[OptimizerFlags], settings[EmaFlags].ema_decay
         self.accelerator = accelerator
         self.max_norm = flags.max_grad_norm
-        self.weights = list(weights)
         self._ends = dict(ends)
+        self._decay = decay
         self.optimizer: AcceleratedOptimizer = accelerator.prepare_optimizer(make_optimizer(flags, groups))
         self.optimizer.train()  # schedule-free ones start out of training
-        self.schedule = make_scheduler(settings[SchedulerFlags], self.optimizer, plan.steps)
-        self.average = None if decay is None else MovingWeights(self.weights, decay)
+        self.schedule = make_scheduler(settings[SchedulerFlags], self._stepped, plan.steps)
+        self._follow(weights)
+
+    def _follow(self, weights: Sequence[Tensor]) -> None:
+        """`weights` are where all that is trained lies."""
+        self.weights = list(weights)
+        self.average = None if self._decay is None else MovingWeights(self.weights, self._decay)
+
+    @property
+    def _stepped(self) -> Optimizer:
+        """The one whose `step` is called: schedules look at that."""
+        return self.optimizer
+
+    @property
+    def has_whole_state(self) -> bool:
+        """Whether the first rank alone can save all that a run needs to go on."""
+        return True
 
     @abstractmethod
-    def backward(self, loss: Tensor) -> None:
-        """Differentiate the loss of one batch; it counts for one part of as many as are accumulated."""
+    def backward(self, loss: Tensor, completes: bool) -> None:
+        """Differentiate the loss of one batch; it counts for one part of as many as are accumulated.
+
+        `completes` says that an update follows before the next batch.
+        """
 
     @abstractmethod
     def clip(self) -> Tensor | None:
@@ -92,7 +111,7 @@ class FlatUpdates(Updates):
         for_optimizer = self.flat.optimizer_groups(is_elementwise(settings[OptimizerFlags]))
         super().__init__(settings, accelerator, plan, for_optimizer, self.flat.values, groups.ends)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, completes: bool) -> None:
         """Add the gradient of one batch to the buffer."""
         self.accelerator.backward(loss)  # divides by the accumulation steps
 

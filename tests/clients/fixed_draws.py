@@ -61,12 +61,12 @@ class FixedDraws(SmallTrainer):
         processes = self.accelerator
         self.loader = FixedOrder(self.data, processes.process_index, processes.num_processes)  # type: ignore[assignment]
 
-    def backward(self, batch: Batch) -> Tensor:
+    def backward(self, batch: Batch, completes: bool) -> Tensor:
         """With the noise of the images."""
         process = self.arch.process
         self.arch.process = FixedNoise(process, batch.paths)  # type: ignore[assignment]
         try:
-            return super().backward(batch)
+            return super().backward(batch, completes)
         finally:
             self.arch.process = process
 

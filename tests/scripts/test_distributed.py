@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from demo_folder import DemoFolder
@@ -74,12 +73,3 @@ def test_the_commands_of_the_page_name_flags_that_accelerate_has() -> None:
     for command in used:
         for flag in re.findall(r"--\w+", command):
             assert flag in known, flag
-
-
-@pytest.mark.parametrize("flag", ["--deepspeed"])
-def test_deepspeed_is_refused(
-    flag: str, small_sd: DemoFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        read_settings(TRAIN_NETWORK, "test", argv=[*words(small_sd, tmp_path, 1), flag])
-    assert "--deepspeed is not available yet" in capsys.readouterr().err

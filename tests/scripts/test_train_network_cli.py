@@ -55,7 +55,7 @@ def test_every_mistake_stands_in_one_message(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stdout == ""
     assert lines[0] == "train_network.py: 6 mistakes in the settings:"
     assert "  --netwrk_dim is not a flag of this script; did you mean --network_dim?" in lines
-    assert "  --deepspeed is not available yet: training with DeepSpeed" in lines
+    assert "  --deepspeed needs the package deepspeed: pip install deepspeed" in lines
     assert "  --seed: invalid int value: 'one'" in lines
     assert len(lines) == 7
 

@@ -89,12 +89,10 @@ def test_a_key_cannot_be_shortened(refused: Refused, base: list[str], write: Cal
     assert "did you mean learning_rate?" in refused(*base, write("learning = 1e-4"))[0]
 
 
-def test_unavailable_flags_and_bounds_hold_in_the_file_too(
-    refused: Refused, base: list[str], write: Callable[[str], str]
-) -> None:
-    assert refused(*base, write("deepspeed = true\nsave_every_n_epochs = 0")) == [
+def test_rules_and_bounds_hold_in_the_file_too(refused: Refused, base: list[str], write: Callable[[str], str]) -> None:
+    assert refused(*base, write("dim_from_weights = true\nsave_every_n_epochs = 0")) == [
         "--save_every_n_epochs: must be at least 1, got 0",
-        "--deepspeed is not available yet: training with DeepSpeed",
+        "--dim_from_weights needs --network_weights, the file to take ranks from",
     ]
 
 

@@ -64,10 +64,7 @@ def test_every_recorded_flag_is_declared_with_the_same_signature(facts: Path) ->
 
 def test_no_recorded_flag_is_unavailable_and_none_of_the_script_s_own_is_idle(facts: Path) -> None:
     flags = script_flags(TRAIN_DB, DB_IDLE, DB_ABSENT, DB_CHOICES)
-    unavailable = {name for name in recorded(facts) if flags[name].metadata["unavailable"]}
-    distributed = {"deepspeed", "zero_stage", "zero3_init_flag", "zero3_save_16bit_model"}
-    distributed |= {"fp16_master_weights_and_gradients"} | {name for name in flags if name.startswith("offload_")}
-    assert unavailable <= distributed
+    assert not any(flags[name].metadata["unavailable"] for name in recorded(facts))
     assert not any(flags[name].metadata["no_effect"] for name in DreamBoothFlags.__dataclass_fields__)
 
 

@@ -80,8 +80,29 @@ DOUBTS = {
     "last steps of none": "--save_last_n_steps=2",
     "last states of none": "--save_last_n_steps_state=2",
     "uploads to nowhere": "--async_upload",
+    "flags of ZeRO 3": "--deepspeed --zero3_init_flag",
+    "a folder for weights that stay": "--deepspeed --offload_param_nvme_path=disk",
+    "DeepSpeed's flags without it": "--zero_stage=3",
+    "DeepSpeed's other flags without it": "--zero3_init_flag",
 }
-MISSING = {"no base model", "no network module", "no output folder", "no dataset"}  # test_settings
+DIVIDED = {
+    "divided weights": "--zero_stage=3",
+    "optimizer state on a disk": "--offload_optimizer_device=nvme --offload_optimizer_nvme_path=state",
+    "weights elsewhere": "--offload_param_device=cpu",
+    "offloading what is not divided": "--offload_optimizer_device=cpu --zero_stage=0",
+    "master weights in fp16": "--fp16_master_weights_and_gradients",
+    "DeepSpeed with scaled losses": "--mixed_precision=fp16",
+    "DeepSpeed with weights in 16 bits": "--full_bf16 --mixed_precision=bf16",
+    "DeepSpeed and updates during backward": "--fused_backward_pass --optimizer_type=Adafactor --zero_stage=0",
+    "parts of tensors for an optimizer of whole ones": "--optimizer_type=Prodigy",
+    "8-bit optimizers on the CPU": "--offload_optimizer_device=cpu --optimizer_type=AdamW8bit",
+    "scaling weights that are divided": "--scale_weight_norms=1",
+    "arguments that need whole gradients": "--network_args module_dropout=0.1",
+    "states of a divided optimizer": "--save_state",
+}
+"""Mistakes beside --deepspeed."""
+MISSING = {"DeepSpeed is not installed", "DeepSpeed and an early end of the text encoder"}  # below
+MISSING |= {"no base model", "no network module", "no output folder", "no dataset"}  # test_settings
 MISSING |= {"folder without resolution", "conditioning images without images"}  # below
 
 
@@ -101,6 +122,42 @@ def start(rules: tuple[Rule, ...], name: str) -> str:
 def test_settings_that_do_not_go_together_are_refused(refused: Refused, base: list[str], name: str) -> None:
     (mistake,) = refused(*base, *MISTAKES[name].split())
     assert mistake.startswith(start(EVERY_RUN.mistakes, name))
+
+
+@pytest.fixture
+def with_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "deepspeed" or None)
+
+
+@pytest.mark.usefixtures("with_deepspeed")
+@pytest.mark.parametrize("name", DIVIDED)
+def test_settings_that_deepspeed_cannot_follow_are_refused(refused: Refused, base: list[str], name: str) -> None:
+    (mistake,) = refused(*base, "--deepspeed", *DIVIDED[name].split())
+    assert mistake.startswith(start(EVERY_RUN.mistakes, name))
+
+
+@pytest.mark.usefixtures("with_deepspeed")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--zero_stage=1 --offload_optimizer_device=cpu",
+        "--zero_stage=0 --save_state --scale_weight_norms=1 --optimizer_type=Prodigy --network_args module_dropout=0.1",
+        "--optimizer_type=Lion8bit --mixed_precision=bf16 --ema_decay=0.99",
+    ],
+)
+def test_settings_that_deepspeed_can_follow_are_accepted(read: Read, words: str) -> None:
+    assert read("--deepspeed", *words.split()).warnings == ()
+
+
+@pytest.mark.usefixtures("no_extras")
+def test_deepspeed_needs_its_package(refused: Refused, base: list[str]) -> None:
+    assert refused(*base, "--deepspeed") == ["--deepspeed needs the package deepspeed: pip install deepspeed"]
+
+
+@pytest.mark.parametrize("steps", [5, 0])
+def test_a_text_encoder_that_ends_early_is_not_for_deepspeed(steps: int) -> None:
+    values = {"deepspeed": True, "stop_text_encoder_training": steps}
+    assert len(broken(EVERY_RUN.mistakes, values)) == (steps > 0) + (importlib.util.find_spec("deepspeed") is None)
 
 
 def test_conditioning_images_need_images(refused: Refused, base: list[str], tmp_path: Path) -> None:
@@ -125,6 +182,7 @@ def test_settings_that_go_together_are_taken(read: Read, words: str) -> None:
     assert read(*words.split()).warnings == ()
 
 
+@pytest.mark.usefixtures("with_deepspeed")
 @pytest.mark.parametrize("name", DOUBTS)
 def test_doubtful_settings_are_taken_with_one_warning(read: Read, name: str) -> None:
     (warning,) = read(*DOUBTS[name].split()).warnings
@@ -132,7 +190,7 @@ def test_doubtful_settings_are_taken_with_one_warning(read: Read, name: str) -> 
 
 
 def test_no_rule_is_left_untested() -> None:
-    assert {rule.name for rule in EVERY_RUN.mistakes} == MISTAKES.keys() | MISSING
+    assert {rule.name for rule in EVERY_RUN.mistakes} == MISTAKES.keys() | DIVIDED.keys() | MISSING
     assert {rule.name for rule in EVERY_RUN.doubts} == DOUBTS.keys()
 
 

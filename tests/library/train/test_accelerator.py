@@ -242,7 +242,7 @@ def test_one_process_waits_for_nobody() -> None:
     wait_patiently("caches")
 
 
-@pytest.mark.parametrize(("name", "variable"), SHARDING.items())
+@pytest.mark.parametrize(("name", "variable"), [(name, row[0]) for name, row in SHARDING.items()])
 def test_a_launcher_that_divides_weights_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, variable: str) -> None:
     monkeypatch.setenv(variable, "true")
     with pytest.raises(ValueError, match=f"launched with {name}, which is not supported.*--multi_gpu"):

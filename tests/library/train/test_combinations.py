@@ -75,7 +75,7 @@ CASES = {
     "dim_from_weights without network_weights": Case("--dim_from_weights", "refused", "needs --network_weights"),
     "log_with tensorboard or all without logging_dir": Case("--log_with=tensorboard", "refused", "needs --logging_dir"),
     "log_with wandb without the package": Case("--log_with=wandb", "refused", "needs the package wandb"),
-    "deepspeed": Case("--deepspeed", "refused", "--deepspeed is not available yet: training with DeepSpeed"),
+    "deepspeed": Case("--deepspeed", "refused", "--deepspeed needs the package deepspeed"),
     "persistent_data_loader_workers with 0 workers": Case(
         "--persistent_data_loader_workers --max_data_loader_n_workers=0", "refused", "max_data_loader_n_workers=1"
     ),

@@ -131,9 +131,9 @@ def test_the_memory_foretold_for_a_step_is_what_it_takes(
     peaks = []
 
     class Measured(SmallTrainer):
-        def backward(self, batch):  # type: ignore[no-untyped-def]
+        def backward(self, batch, completes):  # type: ignore[no-untyped-def]
             with LiveBytes() as count:
-                loss = super().backward(batch)
+                loss = super().backward(batch, completes)
             peaks.append(count.peak)
             return loss
 

@@ -57,7 +57,7 @@ def loss_of(model: nn.Sequential, step: int) -> Tensor:
 def run(model: nn.Sequential, way: Updates) -> list[Tensor | None]:
     norms = []
     for step in range(5):
-        way.backward(loss_of(model, step))
+        way.backward(loss_of(model, step), completes=True)
         norms.append(way.clip())
         way.step()
     return norms
@@ -81,7 +81,7 @@ def test_a_gradient_is_gone_before_the_next_one_is_made() -> None:
         parameter.register_post_accumulate_grad_hook(
             lambda _: alive.append(sum(each.grad is not None for each in model.parameters()))
         )
-    way.backward(loss_of(model, 0))
+    way.backward(loss_of(model, 0), completes=True)
     assert alive == [0] * 4  # called after ours, which has taken the gradient
     way.clip()
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -98,7 +98,7 @@ def test_each_tensor_is_clipped_by_its_own_norm() -> None:
     plain = updates(one, fused=False)  # keeps the gradients that are there
     plain.clip()
     plain.step()
-    way.backward(loss_of(other, 0))
+    way.backward(loss_of(other, 0), completes=True)
     torch.testing.assert_close(way.clip(), expected_norm)
     for expected, found in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(expected, found)
@@ -107,7 +107,7 @@ def test_each_tensor_is_clipped_by_its_own_norm() -> None:
 def test_a_gradient_that_is_not_finite_moves_no_weight_and_shows_in_the_norm() -> None:
     model = net()
     way = updates(model, fused=True, max_grad_norm=1.0)
-    way.backward(loss_of(model, 0) * float("nan"))
+    way.backward(loss_of(model, 0) * float("nan"), completes=True)
     norm = way.clip()
     assert norm is not None and norm.isnan()
     assert all(parameter.isfinite().all() for parameter in model.parameters())
@@ -133,7 +133,7 @@ def test_several_ranks_average_the_tensors_in_one_order(monkeypatch: pytest.Monk
     for reached in ((0, 2), (2, 0)):  # the layers in the order of their use
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 4, bias=False))
         way = updates(model, fused=True)
-        way.backward(model[reached[1]](model[reached[0]](torch.ones(1, 4))).sum())
+        way.backward(model[reached[1]](model[reached[0]](torch.ones(1, 4))).sum(), completes=True)
         way.clip()
         orders.append(list(averaged))
         averaged.clear()
