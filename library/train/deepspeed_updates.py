@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 import torch
@@ -115,5 +116,6 @@ def make_engine(config: dict[str, Any], module: nn.Module, optimizer: Optimizer)
 def _join_alone(accelerator: Accelerator) -> None:
     """DeepSpeed talks to the ranks of a group, so a process without others becomes a group of one."""
     if not distributed.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", str(accelerator.local_process_index))  # which launchers set
         backend = "nccl" if accelerator.device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -67,6 +68,8 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Engine]]:
     package = ModuleType("deepspeed")
     package.initialize = initialize  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "deepspeed", package)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.delenv("LOCAL_RANK")  # so that it is as before after the test
     before = distributed.is_initialized()
     yield made
     if distributed.is_initialized() and not before:
@@ -129,6 +132,7 @@ def test_the_flags_are_handed_on(engines: list[Engine]) -> None:
     assert (first["gradient_accumulation_steps"], first["gradient_clipping"]) == (ACCUMULATION, MAX_NORM)
     assert second["zero_optimization"] == {"stage": 0} and second["gradient_clipping"] == 0  # clipped outside
     assert engines[0].dist_init_required is False and distributed.get_world_size() == 1
+    assert os.environ["LOCAL_RANK"] == "0"  # the engine asks for it
 
 
 def test_a_gradient_that_is_not_finite_moves_no_weight_in_zero_0(engines: list[Engine]) -> None:
