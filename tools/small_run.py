@@ -108,7 +108,7 @@ class SmallRun(NetworkTrainer):
         batch = next(batches)
         with OperationCounter() as whole:
             self.step(batch)
-        self.backward(batch)
+        self.backward(batch, completes=True)
         with OperationCounter() as update:
             self.update()
         mode = FakeTensorMode(allow_non_fake_inputs=True)  # the tables of the noise schedule
