@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from library.models.attention import AttentionMode
 from library.models.embeddings import timestep_embedding
+from library.models.resnet import Upsample2D
 from library.models.spatial_transformer import CrossAttention, Transformer2DModel
 
 HEAD_DIM = 64
@@ -149,19 +150,6 @@ class Downsample2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C, ceil(h/2), ceil(w/2)]"""
         out: Tensor = self.op(x)
-        return out
-
-
-class Upsample2D(nn.Module):
-    """Each pixel repeated until the map has the wanted size, then smoothed."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """[B, C, h, w] -> [B, C, *size]"""
-        out: Tensor = self.conv(F.interpolate(x, size=size, mode="nearest"))
         return out
 
 
