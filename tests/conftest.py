@@ -14,9 +14,7 @@ from demo_flux_folder import FluxDemo, write_flux_demo
 from demo_folder import DemoFolder, write_demo
 from demo_sdxl_folder import SdxlDemo, write_sdxl_demo
 
-# Before the first matrix product. The numbers that others recorded come from another make of CPU, and in this mode MKL
-# gives the same ones on all.
-os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
+os.environ.setdefault("MKL_CBWR", "AUTO")  # before the first matrix product, as a run does
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -226,7 +226,8 @@ def cures(settings: Settings) -> list[str]:
     precision, memory, optimizer = settings[PrecisionFlags], settings[MemoryFlags], settings[OptimizerFlags]
     name = (optimizer.optimizer_type or "AdamW").lower()
     cache, dataset = settings[CacheFlags], settings[DatasetFlags]
-    network, whole = settings.takes(NetworkFlags), settings.takes(DreamBoothFlags)
+    network = settings.takes(NetworkFlags)
+    whole = settings.takes(DreamBoothFlags) and not network
     last = settings.get(DreamBoothFlags).stop_text_encoder_training
     options = [
         (cache.cache_latents and cache.vae_batch_size > 1, "--vae_batch_size=1: while the caches are filled"),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from library.data.buckets import crop_condition
@@ -18,6 +23,7 @@ from library.models.text.clip import joined_rows
 from tests.parity.adapters.text_encoder import WordIds, rows_of, texts_of
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(case: dict[str, Any], recipe: ModuleType) -> dict[str, Tensor]:
@@ -66,6 +72,17 @@ def text_outputs(case: dict[str, Any], recipe: ModuleType) -> dict[str, Tensor]:
 
 
 def size_outputs(case: dict[str, Any], recipe: ModuleType) -> dict[str, Tensor]:
+    """From a process in which MKL calculates alike on every make of CPU: sizes multiply the last bit of exp by 4096."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, answer = Path(folder) / "case.json", Path(folder) / "answer.safetensors"
+        given.write_text(json.dumps(case), encoding="utf-8")
+        command = [sys.executable, "-m", "tests.parity.adapters.sdxl", str(given), str(answer)]
+        subprocess.run(command, cwd=ROOT, env=os.environ | {"MKL_CBWR": "COMPATIBLE"}, check=True)
+        return load_file(answer)
+
+
+def sizes_here(case: dict[str, Any]) -> dict[str, Tensor]:
+    """What `size_outputs` answers, in this process."""
     inputs = case["inputs"]
     scalars = torch.tensor(inputs["scalars"]["value"])
     crops = [
@@ -105,3 +122,7 @@ def written(case: dict[str, Any], recipe: ModuleType, folder: str) -> Path:
     path = Path(folder) / "model.safetensors"
     save_safetensors(recipe.state_dict(case["checkpoint"], case["seed"]), path)
     return path
+
+
+if __name__ == "__main__":
+    save_file(sizes_here(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))), sys.argv[2])

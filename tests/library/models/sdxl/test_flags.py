@@ -66,7 +66,7 @@ CASES = {
     ),
     "network_module missing": ("", "refused alone", "--network_module is missing"),
     "dim_from_weights without network_weights": ("--dim_from_weights", "refused", "needs --network_weights"),
-    "deepspeed": ("--deepspeed", "refused", "--deepspeed is not available yet"),
+    "deepspeed": ("--deepspeed", "refused", "--deepspeed needs the package deepspeed"),
     "no images found": ("--dataset_config={empty}", "stops", "no training images were found"),
     "dataset_config plus train_data_dir, reg_data_dir or in_json": (
         "--dataset_config={empty} --train_data_dir=.",
