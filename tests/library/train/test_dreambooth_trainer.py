@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from torch import Tensor
@@ -221,6 +222,7 @@ def test_models_of_each_kind_come_and_go_as_the_flags_say(runs: ModelRuns, kind:
 
 
 def test_folders_are_uploaded_whole(runs: ModelRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with HubServer() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         words = ("--save_model_as=diffusers_safetensors", "--huggingface_repo_id=me/models", "--huggingface_token=t")

@@ -86,6 +86,8 @@ def words(small_sd: DemoFolder, tmp_path_factory: pytest.TempPathFactory) -> tup
     trained(small_sd, start, "--network_train_unet_only")
     return (
         *("--network_train_unet_only", "--max_train_steps", "4", "--network_weights", str(start / "small.safetensors")),
+        # A caption's encoding differs in its last bits with the batch it is in, and Adam would make steps of that.
+        *("--optimizer_type", "SGD", "--learning_rate", "1"),
         *("--sample_prompts", str(prompts), "--sample_at_first", "--sample_every_n_steps", "2"),
     )
 
