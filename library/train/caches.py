@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 
 from library.data.cache_arrays import CACHE_DTYPES
-from library.data.caching import cache_latents
+from library.data.caching import cache_latents, refuse_changing_pictures
 from library.data.dataset import TrainingSet
-from library.data.text_caching import cache_text
+from library.data.text_caching import cache_text, refuse_changing_captions
 from library.flags.dataset import CacheFlags, TextCacheFlags
 from library.flags.run import PrecisionFlags, StepFlags
 from library.flags.settings import Settings
@@ -53,6 +53,15 @@ def run_cache_tool(settings: Settings, architecture: type[Architecture], fill: F
 def fill_all_latents(settings: Settings, arch: Architecture, data: TrainingSet, accelerator: Accelerator) -> None:
     """Encode the images that no valid cache holds, with a VAE that is loaded if there are any."""
     fill_latent_cache(settings, arch, data, vae_of_run(settings, arch, accelerator.device), accelerator)
+
+
+def refuse_what_changes(settings: Settings, data: TrainingSet) -> None:
+    """Raise ValueError when what is to be cached would change from step to step: known before anything is encoded."""
+    if settings[CacheFlags].cache_latents:
+        refuse_changing_pictures(data)
+    text = settings.get(TextCacheFlags)
+    if text.cache_text_encoder_outputs:
+        refuse_changing_captions(data, text.text_cache_variants)
 
 
 def vae_of_run(settings: Settings, arch: Architecture, device: torch.device) -> VaeOnDemand:

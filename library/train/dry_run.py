@@ -9,10 +9,8 @@ from pathlib import Path
 
 import torch
 
-from library.data.caching import refuse_changing_pictures
 from library.data.dataset import TrainingSet
-from library.data.text_caching import refuse_changing_captions
-from library.flags.dataset import CacheFlags, TextCacheFlags
+from library.flags.dataset import TextCacheFlags
 from library.flags.output import OutputFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
@@ -29,15 +27,11 @@ META = torch.device("meta")
 
 
 def models_without_weights(
-    settings: Settings, arch: Architecture, data: TrainingSet, room: MemoryRoom, *, trains_text_encoder: bool
+    settings: Settings, arch: Architecture, room: MemoryRoom, *, trains_text_encoder: bool
 ) -> Models:
-    """The models by the headers of their files; ValueError for whatever these tell is wrong, or for unfit images."""
-    if settings[CacheFlags].cache_latents:
-        refuse_changing_pictures(data)
+    """The models by the headers of their files; ValueError for whatever these tell is wrong."""
     encoders = room.load_text_encoders()
-    text = settings.get(TextCacheFlags)
-    if text.cache_text_encoder_outputs:
-        refuse_changing_captions(data, text.text_cache_variants)
+    if settings.get(TextCacheFlags).cache_text_encoder_outputs:
         encoders = encoders_beside_cache(arch, EncodersOnDemand(arch, room), trains_text_encoder)
     denoiser = room.load_denoiser()
     vae = arch.load_vae(room.dtype, META)

@@ -25,6 +25,7 @@ from library.flags.run import PrecisionFlags, StepFlags, StrictFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture, ImageRequest
 from library.train.accelerator import agreed_seed, make_accelerator, start_trackers, trained_dtype, weight_dtype
+from library.train.caches import refuse_what_changes
 from library.train.continuity import first_position, go_on, past_of, run_facts
 from library.train.dry_run import META, check_output_folder, models_without_weights, report_memory
 from library.train.ending import ending_of, exit_code_of
@@ -143,6 +144,7 @@ class Trainer(ABC):
         """Images, captions and the order they come in; with them the length of the run is known."""
         with marked(ExitCode.DATA):
             self.data = images_of_run(self.settings, self.arch, seed=self.seed, control=self.trains_on_pairs)
+            refuse_what_changes(self.settings, self.data)
         steps = self.settings[StepFlags]
         self.plan = Plan.of(
             batches_per_epoch=math.ceil(self.data.num_batches / self.accelerator.num_processes),
@@ -202,7 +204,7 @@ class Trainer(ABC):
         self.state = first_position(self.settings, self.plan, self.past)
         device, self.device = self.device, META
         self.room = MemoryRoom(self.settings, self.arch, self.dtype, META)
-        parts = (self.settings, self.arch, self.data, self.room)
+        parts = (self.settings, self.arch, self.room)
         self.models = models_without_weights(*parts, trains_text_encoder=self.trains_text_encoder)
         self.trained = self.build_trainable()
         groups = self.parameter_groups()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from library.flags.dreambooth import DB_ABSENT, DB_CHOICES, DB_DEFAULTS, DB_IDLE
 from library.flags.output import OutputFlags
 from library.flags.settings import Settings, read_settings
 from tests.library.flags.test_declare import MORE_CHOICES
-from tests.library.train.test_combinations import CASES
 
 
 def recorded(facts: Path) -> dict[str, dict[str, Any]]:
@@ -124,33 +121,6 @@ def test_a_config_file_may_not_hold_them_either(
     (tmp_path / "run.toml").write_text("unet_lr = 1e-4\nsave_model_as = 'diffusers'\n", encoding="utf-8")
     (line,) = refused(capsys, *base, f"--config_file={tmp_path / 'run'}")
     assert line.endswith("unet_lr is not a flag of this script: the U-Net is trained with --learning_rate")
-
-
-def of_settings(facts: Path) -> list[str]:
-    """The recorded combinations that concern this script and can be told from the settings alone."""
-    rows = json.loads((facts / "training" / "combinations.json").read_text(encoding="utf-8"))["checks"]
-    own = [row["if"] for row in rows if row["scope"].startswith("all trainers") or "train_db" in row["scope"].split()]
-    return [name for name in own if name in CASES and CASES[name].end in ("refused", "warned")]
-
-
-def test_recorded_combinations_end_as_they_do_in_every_trainer(
-    base: list[str], facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    names = of_settings(facts)
-    assert len(names) == 16
-    find_spec = importlib.util.find_spec
-    (tmp_path / "empty.toml").touch()
-    for name in names:
-        case = CASES[name]
-        words = [word.format(empty=tmp_path / "empty.toml") for word in case.words.split()]
-        own = [word for word in base if "dataset_config" not in case.words or "dataset_class" not in word]
-        spec = (lambda _: None) if "wandb" in case.words else find_spec
-        monkeypatch.setattr(importlib.util, "find_spec", spec)
-        if case.end == "refused":
-            told = "\n".join(refused(capsys, *own, *words))
-        else:
-            told = "\n".join(read(*own, *words).warnings)
-        assert re.search(case.message, told), (name, told)
 
 
 def test_what_has_no_effect_is_said(base: list[str]) -> None:

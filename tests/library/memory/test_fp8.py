@@ -115,8 +115,9 @@ def test_a_file_in_float8_is_used_as_it_is_without_scales_and_refused_with_them(
     assert torch.equal(Quantizer(Format(Scaling.NONE))("a.bias", bias), bias.to(torch.bfloat16))
     with pytest.raises(ValueError, match="a.weight is float8_e4m3fn in the file already.*--fp8_base instead"):
         Quantizer(Format())("a.weight", stored)
-    with pytest.raises(ValueError, match="float8_e5m2 in the file; of these formats float8_e4m3fn"):
-        Quantizer(Format(Scaling.NONE))("a.weight", torch.randn(4, 64).to(torch.float8_e5m2))
+    for other in (torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz):
+        with pytest.raises(ValueError, match=f"{str(other)[6:]} in the file; of these formats float8_e4m3fn"):
+            Quantizer(Format(Scaling.NONE))("a.weight", torch.randn(4, 64).to(other))
 
 
 def test_the_layers_that_are_rounded_are_the_recorded_ones(facts: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every recorded combination of settings that concerns Stable Diffusion ends as it should."""
+"""Every recorded combination of settings ends in each script as it should: refused, warned about, implied or done."""
 
 from __future__ import annotations
 
@@ -6,146 +6,187 @@ import importlib.util
 import json
 import logging
 import re
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from demo_folder import DemoFolder
-from library.flags.settings import read_settings
+from library.flags.settings import Settings, read_settings
 from library.flags.trainers import TRAIN_NETWORK
+from library.train.continuity import first_position
+from library.train.trainer import Trainer
+from tests.clients.flux_training import SmallFluxTrainer, flux_settings
+from tests.clients.lllite_training import SmallControlTrainer, lllite_settings
+from tests.clients.sdxl_training import SmallSdxlTrainer, sdxl_settings
 from tests.clients.training import SmallTrainer, small_settings
+from tests.clients.training_db import SmallModelTrainer, db_settings
+from tests.library.train.combinations import CASES, DATASETS, HELD_BY, Case
+
+ROOT = Path(__file__).resolve().parents[1]
+FACTS = ROOT.parent / "facts" / "training" / "combinations.json"
+ROWS: list[dict[str, str]] = json.loads(FACTS.read_text(encoding="utf-8"))["checks"]
+
+LATER = {"lumina": 16, "hunyuan": 21}
+"""Families without a script yet, and how many rows they will have to hold beside those of all trainers."""
+
+WEIGHTS = ("pretrained_model_name_or_path", "clip_l", "t5xxl", "ae")
 
 
 @dataclass(frozen=True)
-class Case:
-    """Words of a command line, and how far they come."""
+class Script:
+    """A training script: how it reads its settings, and what it does with them."""
 
-    words: str
-    end: str
-    """refused: a mistake in the settings (alone: without the words all runs need); warned: a warning about them;
-    stops: an error of a dry run; said: a message of a run that ends well."""
-    message: str
+    read: Callable[[list[str]], Settings]
+    trainer: type[Trainer]
+    needs: tuple[str, ...] = ()
+    """What its command line says beside the model, the data and the output folder."""
+    weights: tuple[str, ...] = WEIGHTS[:1]
+    pairs: bool = False
 
 
-CASES = {
-    "cache_latents_to_disk without cache_latents": Case(
-        "--cache_latents_to_disk", "warned", "--cache_latents_to_disk switches --cache_latents on"
+SCRIPTS = {
+    "sd": Script(
+        lambda words: read_settings(TRAIN_NETWORK, "test", argv=words),
+        SmallTrainer,
+        ("--network_module=networks.lora",),
     ),
-    "adaptive_noise_scale without noise_offset": Case("--adaptive_noise_scale=0.1", "refused", "needs --noise_offset"),
-    "scale_v_pred_loss_like_noise_pred without v_parameterization": Case(
-        "--scale_v_pred_loss_like_noise_pred", "refused", "needs --v_parameterization"
-    ),
-    "v_pred_like_loss with v_parameterization": Case(
-        "--v_pred_like_loss=0.1 --v_parameterization", "refused", "leave it or --v_parameterization out"
-    ),
-    "zero_terminal_snr without v_parameterization": Case(
-        "--zero_terminal_snr", "warned", "--zero_terminal_snr is made for models that predict velocity"
-    ),
-    "v2 with clip_skip": Case("--v2 --clip_skip=2", "warned", "--clip_skip=2 is unusual"),
-    "cache_latents with color_aug or random_crop in any subset": Case(
-        "--dataset_config={random_crop} --cache_latents --dry_run", "stops", "random_crop"
-    ),
-    "bucket_reso_steps not a multiple of 64": Case(
-        "--dataset_config={odd_buckets}", "stops", "bucket_reso_steps = 48; expected a multiple of 64"
-    ),
-    "full_fp16 without mixed_precision fp16": Case("--full_fp16", "refused", "needs --mixed_precision=fp16"),
-    "full_bf16 without mixed_precision bf16": Case("--full_bf16", "refused", "needs --mixed_precision=bf16"),
-    "fp8_base or fp8_base_unet with mixed_precision no": Case(
-        "--fp8_base", "refused", "--fp8_base and --fp8_base_unet are for storing"
-    ),
-    "use_8bit_adam with use_lion_optimizer, or either with optimizer_type": Case(
-        "--use_8bit_adam --use_lion_optimizer", "refused", "use_8bit_adam.*use_lion_optimizer"
-    ),
-    "fused_backward_pass with another optimizer than Adafactor, or accumulation > 1": Case(
-        "--fused_backward_pass --optimizer_type=AdamW", "refused", "--fused_backward_pass"
-    ),
-    "lr_warmup_steps != 0 with constant, adafactor or lr_scheduler_type": Case(
-        "--lr_warmup_steps=10", "refused", "has no meaning for this schedule"
-    ),
-    "initial start step >= max_train_steps": Case(
-        "--initial_step=5", "stops", "would begin after step 5, but it has 2 steps"
-    ),
-    "scale_weight_norms with a network lacking support": Case(
-        "--network_module=tests.clients.plain_network --scale_weight_norms=1",
-        "stops",
-        "--scale_weight_norms is not supported by tests.clients.plain_network",
-    ),
-    "network_module missing": Case("--max_train_steps=1", "refused alone", "--network_module is missing"),
-    "dim_from_weights without network_weights": Case("--dim_from_weights", "refused", "needs --network_weights"),
-    "log_with tensorboard or all without logging_dir": Case("--log_with=tensorboard", "refused", "needs --logging_dir"),
-    "log_with wandb without the package": Case("--log_with=wandb", "refused", "needs the package wandb"),
-    "deepspeed": Case("--deepspeed", "refused", "--deepspeed needs the package deepspeed"),
-    "persistent_data_loader_workers with 0 workers": Case(
-        "--persistent_data_loader_workers --max_data_loader_n_workers=0", "refused", "max_data_loader_n_workers=1"
-    ),
-    "no images found": Case("--dataset_config={empty}", "stops", "no training images were found"),
-    "dataset_config plus train_data_dir, reg_data_dir or in_json": Case(
-        "--dataset_config={empty} --train_data_dir=.", "warned", "--train_data_dir is ignored"
-    ),
-    "sample_every_n_steps/epochs <= 0": Case("--sample_every_n_steps=0", "warned", "makes no previews by steps"),
-    "cpu_offload_checkpointing with gradient_checkpointing": Case(
-        "--cpu_offload_checkpointing --gradient_checkpointing --dry_run", "said", "a step without content"
-    ),
-    "debug_dataset": Case("--debug_dataset", "said", "one orange circle"),
+    "sdxl": Script(sdxl_settings, SmallSdxlTrainer, ("--network_module=networks.lora",)),
+    "flux": Script(flux_settings, SmallFluxTrainer, ("--network_module=networks.lora_flux",), WEIGHTS),
+    "lllite": Script(lambda words: lllite_settings(*words), SmallControlTrainer, pairs=True),
+    "train_db": Script(lambda words: db_settings(*words), SmallModelTrainer, ("--save_model_as=safetensors",)),
 }
 
 
-def concerns(scope: str) -> bool:
-    return scope.startswith("all trainers") or "sd" in scope.split()
+def scripts_of(row: Mapping[str, str]) -> list[str]:
+    """The scripts that a row is about; those to come are in `LATER`."""
+    scope = row["scope"].partition(" (")[0]
+    return list(SCRIPTS) if scope == "all trainers" else [name for name in scope.split() if name in SCRIPTS]
 
 
-def test_every_recorded_combination_has_a_case(facts: Path) -> None:
-    rows = json.loads((facts / "training" / "combinations.json").read_text(encoding="utf-8"))["checks"]
-    assert {row["if"] for row in rows if concerns(row["scope"])} == CASES.keys()
+def pairs_of(case: Case) -> list[tuple[str, Case]]:
+    (row,) = (row for row in ROWS if row["if"] == case.row and scripts_of(row))
+    return [(script, case) for script in case.scripts or scripts_of(row)]
 
 
-@pytest.fixture
-def files(small_sd: DemoFolder, tmp_path: Path) -> dict[str, str]:
-    """Dataset files with something wrong in them."""
-    (tmp_path / "nothing").mkdir()
-    bodies = {
-        "random_crop": f'image_dir = "{small_sd.pictures.as_posix()}"\nrandom_crop = true',
-        "empty": f'image_dir = "{(tmp_path / "nothing").as_posix()}"',
-        "odd_buckets": f'image_dir = "{small_sd.pictures.as_posix()}"',
-    }
-    for name, body in bodies.items():
-        head = "enable_bucket = true\nbucket_reso_steps = 48" if name == "odd_buckets" else ""
-        text = f"[[datasets]]\nresolution = 128\ncaption_extension = '.txt'\n{head}\n[[datasets.subsets]]\n{body}\n"
-        (tmp_path / f"{name}.toml").write_text(text, encoding="utf-8")
-    return {name: (tmp_path / f"{name}.toml").as_posix() for name in bodies}
+PAIRS = [pair for case in CASES for pair in pairs_of(case)]
 
 
-@pytest.mark.parametrize("name", CASES)
+def test_every_recorded_row_is_held_in_every_script_that_it_is_about() -> None:
+    wanted = {(script, row["if"]) for row in ROWS for script in scripts_of(row)}
+    held = {(script, case.row) for script, case in PAIRS}
+    elsewhere = {(script, row["if"]) for row in ROWS if row["if"] in HELD_BY for script in scripts_of(row)}
+    assert wanted == held | elsewhere
+    assert len(ROWS) == 51
+
+
+def test_rows_of_families_to_come_are_counted() -> None:
+    words = Counter(word for row in ROWS for word in row["scope"].partition(" (")[0].split())
+    assert words.keys() - SCRIPTS.keys() - {"all", "trainers"} == LATER.keys()
+    assert {name: words[name] for name in LATER} == LATER
+    assert [row["scope"] for row in ROWS if not scripts_of(row)] == ["hunyuan"] * 5
+
+
+def test_what_is_held_elsewhere_has_a_test() -> None:
+    for name in HELD_BY.values():
+        *module, test = name.split(".")
+        file = ROOT.joinpath(*module).with_suffix(".py")
+        assert f"\ndef {test}(" in file.read_text(encoding="utf-8"), name
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model files with one key, one picture with a caption and its pair, and dataset files about them."""
+    root = tmp_path_factory.mktemp("combinations")
+    for name in ("pictures", "edges", "nothing"):
+        (root / name).mkdir()
+    for name in ("pictures", "edges"):
+        Image.new("RGB", (64, 64), "orange").save(root / name / "a.png")
+    (root / "pictures" / "a.txt").write_text("one orange circle, on white", encoding="utf-8")
+    for name in WEIGHTS:
+        save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(1)}, root / f"{name}.safetensors")
+    for pairs in (False, True):
+        for name, more in DATASETS.items():
+            steps = name.rpartition("_")[2] if name.startswith("buckets") else "64"
+            pictures, edges = ("nothing", "nothing") if name == "no_images" else ("pictures", "edges")
+            lines = [
+                *("[[datasets]]", "resolution = 64", "caption_extension = '.txt'", "enable_bucket = true"),
+                *("min_bucket_reso = 64", "max_bucket_reso = 128", f"bucket_reso_steps = {steps}"),
+                *("[[datasets.subsets]]", f"image_dir = '{(root / pictures).as_posix()}'", more),
+            ]
+            if pairs or name == "masks":
+                lines.append(f"conditioning_data_dir = '{(root / edges).as_posix()}'")
+            (root / f"{name}{'_pairs' if pairs else ''}.toml").write_text("\n".join(lines), encoding="utf-8")
+    return root
+
+
+def command_line(script: Script, folder: Path, words: str = "", without: str = "-") -> list[str]:
+    """The shortest command line of `script` without a mistake, and `words`; the flag `without` is left out."""
+    ending = "_pairs" if script.pairs else ""
+    files = {name: (folder / f"{name}{ending}.toml").as_posix() for name in DATASETS}
+    given = [word.format(**files, folder=folder.as_posix()) for word in words.split()]
+    said = [
+        *(f"--{name}={folder / name}.safetensors" for name in script.weights),
+        *(f"--dataset_config={files['plain']}", f"--output_dir={folder / 'out'}", "--max_train_steps=2"),
+        *script.needs,
+        *given,
+    ]
+    return [word for word in said if not word.startswith(f"--{without}=")]
+
+
+@pytest.mark.parametrize(("name", "case"), PAIRS, ids=[f"{script}: {case.words}" for script, case in PAIRS])
 def test_a_recorded_combination_ends_as_it_should(
     name: str,
-    small_sd: DemoFolder,
-    files: dict[str, str],
-    tmp_path: Path,
+    case: Case,
+    folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    case = CASES[name]
-    words = [word.format_map(files) for word in case.words.split()]
-    if "wandb" in case.words:
-        monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
-    caplog.set_level(logging.INFO)
-    if case.end.startswith("refused"):
+    script = SCRIPTS[name]
+    packages = {"wandb": None, "deepspeed": importlib.util.find_spec("json")}
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: packages[name] if name in packages else find_spec(name)
+    )
+    words = command_line(script, folder, case.words, case.without)
+    if case.end == "refused":
         with pytest.raises(SystemExit) as end:
-            if case.end == "refused":
-                small_settings(small_sd, tmp_path / "out", *words)
-            read_settings(TRAIN_NETWORK, "test", argv=words)
+            script.read(words)
         assert end.value.code == 2
         told = capsys.readouterr().err
-    elif case.end == "warned":
-        told = "\n".join(small_settings(small_sd, tmp_path / "out", *words).warnings)
-    elif case.end == "stops":
-        with pytest.raises(ValueError) as error:
-            SmallTrainer(small_settings(small_sd, tmp_path / "out", *words)).dry_run()
-        told = str(error.value)
     else:
-        assert SmallTrainer(small_settings(small_sd, tmp_path / "out", *words)).run() == 0
-        told = capsys.readouterr().err
-        assert not (tmp_path / "out").exists()
+        settings = script.read(words)
+        told = "\n".join(settings.warnings)
+        if case.end == "silent":
+            assert told == "\n".join(script.read(command_line(script, folder)).warnings)
+        assert not case.implies or case.implies.items() <= settings.values().items()
+    if case.end == "stops":
+        with pytest.raises(ValueError) as error:
+            read_images(script.trainer(settings))
+        told = str(error.value)
+    elif case.end == "said":
+        caplog.set_level(logging.INFO)
+        trainer = script.trainer(settings)
+        trainer.show_data() if "--debug_dataset" in case.words else read_images(trainer)
+        told = caplog.text
     assert re.search(case.message, told), told
+
+
+def read_images(trainer: Trainer) -> None:
+    """What a run does before it reads a model."""
+    trainer.start()
+    trainer.load_data()
+    assert trainer.data.num_batches == 1
+    first_position(trainer.settings, trainer.plan, trainer.past)
+
+
+def test_weights_are_not_scaled_in_a_network_that_cannot_do_it(small_sd: DemoFolder, tmp_path: Path) -> None:
+    words = ("--network_module=tests.clients.plain_network", "--scale_weight_norms=1")
+    with pytest.raises(ValueError, match="--scale_weight_norms is not supported by tests.clients.plain_network"):
+        SmallTrainer(small_settings(small_sd, tmp_path / "out", *words)).dry_run()
