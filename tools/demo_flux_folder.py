@@ -11,29 +11,12 @@ from transformers.models.t5.tokenization_t5 import T5Tokenizer
 import demo_pictures
 import demo_tokenizer
 from demo_flux_weights import FluxSizes, small_autoencoder, small_clip, small_t5, small_transformer
-from demo_folder import DemoData
+from demo_folder import SMALL_DATASET, DemoData
 from library.files.weights import save_safetensors
 
 T5_FOLDER = "google_t5-v1_1-xxl"
 """The name under which FLUX.1 looks in --tokenizer_cache_dir."""
 KINDS = ("dev", "schnell", "chroma")
-
-DATASET = """\
-[general]
-caption_extension = ".txt"
-
-[[datasets]]
-resolution = 64             # pixels: as much area as 64 x 64, in the shape of the picture
-batch_size = 4
-enable_bucket = true
-min_bucket_reso = 32
-max_bucket_reso = 128
-bucket_reso_steps = 32
-
-  [[datasets.subsets]]
-  image_dir = "{pictures}"
-  num_repeats = 1
-"""
 
 PROMPTS = """\
 # prompt, then: --w width, --h height, --s steps, --d seed, --g guidance of the model, --l scale, --n negative prompt
@@ -80,7 +63,7 @@ def write_flux_demo(root: Path) -> FluxDemo:
     save_safetensors(small_clip(sizes), demo.clip_l, {})
     save_safetensors(small_t5(sizes), demo.t5xxl, {})
     save_safetensors(small_autoencoder(sizes), demo.ae, {})
-    demo.write_texts(DATASET, PROMPTS)
+    demo.write_texts(SMALL_DATASET, PROMPTS)
     return demo
 
 

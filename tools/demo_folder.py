@@ -29,6 +29,24 @@ bucket_reso_steps = 64
   num_repeats = 2
 """
 
+SMALL_DATASET = """\
+[general]
+caption_extension = ".txt"
+
+[[datasets]]
+resolution = 64             # pixels: as much area as 64 x 64, in the shape of the picture
+batch_size = 4
+enable_bucket = true
+min_bucket_reso = 32
+max_bucket_reso = 128
+bucket_reso_steps = 32
+
+  [[datasets.subsets]]
+  image_dir = "{pictures}"
+  num_repeats = 1
+"""
+"""For families whose small model is made for pictures of this size."""
+
 PROMPTS = """\
 # prompt, then: --w width, --h height, --s steps, --d seed, --l guidance, --n negative prompt
 drawing, one orange circle, plain blue background --w 192 --h 192 --s 12 --d 1 --l 3

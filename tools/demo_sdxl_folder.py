@@ -8,29 +8,12 @@ from pathlib import Path
 
 import demo_pictures
 import demo_tokenizer
-from demo_folder import DemoData
+from demo_folder import SMALL_DATASET, DemoData
 from demo_sdxl_weights import SdxlSizes, small_sdxl_checkpoint
 from library.files.weights import save_safetensors
 
 BIGG_FOLDER = "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k"
 """The name under which Stable Diffusion XL looks in --tokenizer_cache_dir for its second tokenizer."""
-
-DATASET = """\
-[general]
-caption_extension = ".txt"
-
-[[datasets]]
-resolution = 64             # pixels: as much area as 64 x 64, in the shape of the picture
-batch_size = 4
-enable_bucket = true
-min_bucket_reso = 32
-max_bucket_reso = 128
-bucket_reso_steps = 32
-
-  [[datasets.subsets]]
-  image_dir = "{pictures}"
-  num_repeats = 1
-"""
 
 PROMPTS = """\
 # prompt, then: --w width, --h height, --s steps, --d seed, --l guidance, --n negative prompt
@@ -55,7 +38,7 @@ def write_sdxl_demo(root: Path) -> SdxlDemo:
     demo_pictures.write_pictures(demo.pictures)
     vocabulary = write_clip_tokenizers(demo.tokenizers, demo_pictures.words())
     save_safetensors(small_sdxl_checkpoint(SdxlSizes(vocabulary=vocabulary)), demo.checkpoint, {})
-    demo.write_texts(DATASET, PROMPTS)
+    demo.write_texts(SMALL_DATASET, PROMPTS)
     return demo
 
 

@@ -17,6 +17,9 @@ from library.flags.settings import Settings
 OnWeight = Callable[[str, Tensor], Tensor]
 """Called with each weight's name and value as stored while a denoiser is read; its answer takes the weight's place."""
 
+Generators = torch.Generator | list[torch.Generator] | None
+"""One for all rows of a batch, one for each, or the global one."""
+
 
 @dataclass
 class Condition:
@@ -162,13 +165,8 @@ class Architecture(ABC):
         return self.encode_text(encoders, self.tokenize(prompts))
 
     @abstractmethod
-    def encode_image(
-        self,
-        vae: nn.Module,
-        pixels: Tensor,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> [B, C, h, w] as the cache holds it; one generator, or one for each row."""
+    def encode_image(self, vae: nn.Module, pixels: Tensor, generator: Generators = None) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] -> [B, C, h, w] as the cache holds it."""
 
     @abstractmethod
     def vae_id(self) -> str:

@@ -23,6 +23,7 @@ from library.flags.settings import Settings
 from library.models.architecture import (
     Architecture,
     Condition,
+    Generators,
     ImageRequest,
     OnWeight,
     QuantizedLayers,
@@ -40,12 +41,12 @@ from library.models.flux.patches import pack, unpack
 from library.models.flux.sampling import SMALLEST, completed, denoised, packed_noise
 from library.models.flux.text import CLIP_TOKENS, NoTextEncoder, clip_id, load_clip, load_t5, pooled_state, t5_id
 from library.models.flux.variants import Variant
+from library.models.parts import MODEL_FLAG
 from library.models.text.clip import TextEncoder, check_vocabulary
 from library.models.text.t5 import T5_KIND, T5_TOKENIZER, T5Encoder, check_t5_vocabulary, tokenize_padded
 from library.models.text.tokens import V1_TOKENIZER, count_tokens, load_tokenizer, row_lengths, tokenize_rows
 from library.models.vae import flux as autoencoder
 
-MODEL_FLAG = "--pretrained_model_name_or_path"
 MASK = "t5_attn_mask"
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -180,12 +181,7 @@ class Flux(Architecture):
             ids.insert(0, clip_id(self._clip_path))
         return "-".join(ids)
 
-    def encode_image(
-        self,
-        vae: nn.Module,
-        pixels: Tensor,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> Tensor:
+    def encode_image(self, vae: nn.Module, pixels: Tensor, generator: Generators = None) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> [B, 16, H/8, W/8] of unit variance, drawn from the posterior."""
         return autoencoder.encode(vae, pixels, generator)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import ClassVar, cast
 
 import torch
@@ -12,21 +11,13 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-from library.diffusion.ddpm import DDPM
-from library.diffusion.samplers import make_sampler
 from library.files.formats import LatentFormat, TextFormat
-from library.flags.dataset import CaptionFlags
 from library.flags.dreambooth import DreamBoothFlags
-from library.flags.model import ModelFlags
-from library.flags.monitor import PreviewFlags
-from library.flags.objective import LossFlags, NoiseFlags
 from library.flags.run import AttentionFlags
 from library.flags.settings import Settings
-from library.models.architecture import Architecture, Condition, ImageRequest, OnWeight, TokenCount
+from library.models.architecture import Condition, OnWeight, TokenCount
 from library.models.attention import attention_mode
-from library.models.ddpm_pictures import completed, denoised
-from library.models.parts import MODEL_FLAG, VAE_FLAG, locate
-from library.models.sd.checkpoint import load_text_encoder, load_unet, load_vae, vae_id
+from library.models.sd.checkpoint import load_text_encoder, load_unet
 from library.models.sd.folder_files import FolderParts, folder_files
 from library.models.sd.model_writer import FOLDER_KINDS, ModelWriter
 from library.models.sd.unet import UNet
@@ -40,57 +31,43 @@ from library.models.text.tokens import (
     tokenize_rows,
     without_padding,
 )
-from library.models.vae import sd as autoencoder
+from library.models.unet_architecture import ROWS_OF_A_PREVIEW, WORDS_PER_ROW, UNetArchitecture
 
 META = torch.device("meta")
-LATENT_SCALE = 0.18215
-"""Brings the autoencoder's latents to unit variance."""
-DEFAULT_SIDE = 512
-"""Of a preview, in pixels."""
-WORDS_PER_ROW = 75
-ROWS_OF_A_PREVIEW = 3
-"""Prompts of previews are cut after this many rows of 75 tokens, whatever --max_token_length says."""
 
 
-class StableDiffusion(Architecture):
+class StableDiffusion(UNetArchitecture):
     """U-Net, one CLIP text encoder, four latent channels; predicts the noise, or the velocity (2.x 768)."""
 
     name: ClassVar[str] = "sd"
     bucket_multiple: ClassVar[int] = 64
+    latent_scale: ClassVar[float] = 0.18215
     latents = LatentFormat(channels=4, stride=8, suffix="_sd.npz", reads_stem_files=True)
     text = TextFormat(suffix="", arrays=("context",))
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self.model = settings[ModelFlags]
-        self.zero_terminal_snr = settings[NoiseFlags].zero_terminal_snr
         self.clip_skip = self.model.clip_skip or 1
-        self.process = DDPM(settings[NoiseFlags], settings[LossFlags], self.model.v_parameterization)
 
     def load_text_encoders(self, dtype: torch.dtype, device: torch.device) -> list[nn.Module]:
         """CLIP-L (1.x) or OpenCLIP-H (2.x)."""
-        encoder = load_text_encoder(self._path, self.model.v2, dtype, device)
-        check_vocabulary(encoder, self.tokenizer, str(self._path))
+        encoder = load_text_encoder(self.path, self.model.v2, dtype, device)
+        check_vocabulary(encoder, self.tokenizer, str(self.path))
         layers = encoder.config.num_hidden_layers
         if self.clip_skip > layers:
-            raise ValueError(f"--clip_skip {self.clip_skip}: the text encoder of {self._path} has {layers} layers")
+            raise ValueError(f"--clip_skip {self.clip_skip}: the text encoder of {self.path} has {layers} layers")
         return [encoder]
-
-    def load_vae(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        """The autoencoder of --vae, or of the model."""
-        return load_vae(self._vae_path, dtype, device, MODEL_FLAG if self.model.vae is None else VAE_FLAG)
 
     def load_denoiser(self, dtype: torch.dtype, device: torch.device, on_weight: OnWeight | None = None) -> nn.Module:
         """The U-Net, with the attention that the flags ask for."""
         mode = attention_mode(self.settings[AttentionFlags])
-        return load_unet(self._path, self.model.v2, dtype, device, mode, on_weight)
+        return load_unet(self.path, self.model.v2, dtype, device, mode, on_weight)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that belongs to the version."""
         hub_id, subfolder = V2_TOKENIZER if self.model.v2 else V1_TOKENIZER
-        folder = self._path if self._path.is_dir() else None
-        tokenizer: Tokenizer = load_tokenizer(hub_id, subfolder, self.model.tokenizer_cache_dir, folder)
+        tokenizer: Tokenizer = load_tokenizer(hub_id, subfolder, self.model.tokenizer_cache_dir, self.tokenizer_folder)
         return tokenizer
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -98,8 +75,7 @@ class StableDiffusion(Architecture):
 
         With --no_token_padding rows are as long as the longest caption.
         """
-        rows = (self.model.max_token_length or WORDS_PER_ROW) // WORDS_PER_ROW
-        weighted = self.settings[CaptionFlags].weighted_captions
+        rows, weighted = self.caption_room // WORDS_PER_ROW, self.weighted_captions
         tokens = tokenize_rows(self.tokenizer, captions, max_rows=rows, min_rows=rows, weighted=weighted)
         if self.settings.get(DreamBoothFlags).no_token_padding:
             tokens = without_padding(tokens, self.tokenizer.eos_token_id)
@@ -107,9 +83,8 @@ class StableDiffusion(Architecture):
 
     def token_counts(self, caption: str) -> list[TokenCount]:
         """Of the one encoder; --max_token_length is its room."""
-        room = self.model.max_token_length or WORDS_PER_ROW
-        count, cut = count_tokens(self.tokenizer, caption, room, self.settings[CaptionFlags].weighted_captions)
-        return [TokenCount(count, room, cut)]
+        count, cut = count_tokens(self.tokenizer, caption, self.caption_room, self.weighted_captions)
+        return [TokenCount(count, self.caption_room, cut)]
 
     def encode_text(self, encoders: Sequence[nn.Module | None], tokens: dict[str, Tensor]) -> dict[str, Tensor]:
         """`context` [B, 75 * rows + 2, D]."""
@@ -123,46 +98,10 @@ class StableDiffusion(Architecture):
         rows = tokenize_rows(self.tokenizer, prompts, max_rows=ROWS_OF_A_PREVIEW, weighted=True)
         return {"context": encode_prompt(cast(nn.Module, encoders[0]), rows, self.clip_skip)}
 
-    def encode_image(
-        self,
-        vae: nn.Module,
-        pixels: Tensor,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> [B, 4, H/8, W/8], drawn from the posterior."""
-        return autoencoder.encode(cast(AutoencoderKL, vae), pixels, generator)
-
-    def vae_id(self) -> str:
-        """A hash of weights of the encoder half, the same for every layout of the file, in float32 or float16."""
-        return self._vae_id
-
-    def scale_latents(self, latents: Tensor) -> Tensor:
-        """Latents of unit variance."""
-        return latents * LATENT_SCALE
-
-    def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
-        """[B, 4, h, w] of unit variance -> [B, 3, 8h, 8w] in [-1, 1]."""
-        return autoencoder.decode(cast(AutoencoderKL, vae), latents / LATENT_SCALE)
-
     def predict(self, denoiser: nn.Module, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Takes x [B, 4, h, w], t [B] in 0..999 and `context` [B, T, D] -> [B, 4, h, w]."""
         answer: Tensor = denoiser(x, t, cond.text["context"])
         return answer
-
-    def sample(self, denoiser: nn.Module, cond: Condition, uncond: Condition | None, request: ImageRequest) -> Tensor:
-        """Latents [1, 4, h, w] of unit variance, by the sampler that `request` names."""
-        assert request.sampler, "a complete request"
-        scheduler = make_sampler(request.sampler, self.model.v_parameterization, self.zero_terminal_snr)
-        return denoised(partial(self.predict, denoiser), cond, uncond, request, scheduler, self.latents)
-
-    def complete_request(self, request: ImageRequest) -> ImageRequest:
-        """512x512, 30 steps, scale 7.5 and --sample_sampler where `request` says nothing; sides floored to 8.
-
-        Raises ValueError for a sampler that is not known, or cannot do what this model needs.
-        """
-        sampler = request.sampler or self.settings[PreviewFlags].sample_sampler
-        make_sampler(sampler, self.model.v_parameterization, self.zero_terminal_snr)
-        return completed(request, sampler, DEFAULT_SIDE)
 
     def blocks(self, denoiser: nn.Module) -> list[nn.Module]:
         """Those on the way down, the middle, those on the way up."""
@@ -178,23 +117,19 @@ class StableDiffusion(Architecture):
 
     def model_writer(self, kind: str, dtype: torch.dtype | None) -> ModelWriter:
         """What writes whole models made from this one; `kind` is that of --save_model_as, `dtype` that of the files."""
-        vae = None if self.model.vae is None else self._vae_path
+        vae = None if self.model.vae is None else self.vae_path
         small: dict[str, bytes] = {}
         if kind in FOLDER_KINDS:
             unet = cast(UNet, self.load_denoiser(torch.float32, META))
-            text = load_text_encoder(self._path, self.model.v2, torch.float32, META)
-            pixels = load_vae(self._vae_path, torch.float32, META)
+            text = load_text_encoder(self.path, self.model.v2, torch.float32, META)
+            pixels = cast(AutoencoderKL, self.load_vae(torch.float32, META))
             parts = FolderParts(unet.shape, text, pixels, cast(CLIPTokenizer, self.tokenizer))
-            small = folder_files(parts, self._path, self.model.v_parameterization, self.zero_terminal_snr)
-        return ModelWriter(self._path, vae, self.model.v2, kind, dtype, small)
+            small = folder_files(parts, self.path, self.model.v_parameterization, self.zero_terminal_snr)
+        return ModelWriter(self.path, vae, self.model.v2, kind, dtype, small)
 
     def base_model_version(self) -> str:
         """One of sd_v1, sd_v1_v, sd_v2, sd_v2_v."""
         return ("sd_v2" if self.model.v2 else "sd_v1") + ("_v" if self.model.v_parameterization else "")
-
-    def metadata(self) -> dict[str, str]:
-        """None but the shared ones."""
-        return {}
 
     def model_spec(self) -> dict[str, str]:
         """The modelspec fields that follow from the version."""
@@ -206,17 +141,3 @@ class StableDiffusion(Architecture):
             "resolution": "768x768" if v2 and v else "512x512",
             "prediction_type": "v" if v else "epsilon",
         }
-
-    @cached_property
-    def _path(self) -> Path:
-        if not self.model.pretrained_model_name_or_path:
-            raise ValueError(f"{MODEL_FLAG} is needed: a .safetensors or .ckpt file, a diffusers folder or a hub id")
-        return locate(self.model.pretrained_model_name_or_path)
-
-    @cached_property
-    def _vae_path(self) -> Path:
-        return self._path if self.model.vae is None else locate(self.model.vae, VAE_FLAG)
-
-    @cached_property
-    def _vae_id(self) -> str:
-        return vae_id(self._vae_path)

@@ -12,18 +12,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from library.files.weights import Source, WeightFile, fill_module
 from library.models import parts
 from library.models.attention import AttentionMode
-from library.models.parts import MODEL_FLAG, part_config
+from library.models.parts import part_config
 from library.models.sd.families import check_is_stable_diffusion, warn_of_strangers
 from library.models.sd.layout import unet_shape, unet_sources
 from library.models.sd.unet import UNet
 from library.models.text.clip import TextEncoder, build_text_encoder, clip_sources, openclip_sources
-from library.models.vae.sd import encoder_id, load_vae_from, vae_sources
+from library.models.vae.sd import vae_sources
 
 OPENCLIP_PREFIX = "cond_stage_model.model."
 CLIP_PREFIX = "cond_stage_model.transformer."
@@ -71,16 +70,6 @@ def load_text_encoder(path: Path, v2: bool, dtype: torch.dtype, device: torch.de
         return build_text_encoder(sources, activation, dtype, device, part_config(path, "text_encoder"))
 
 
-def load_vae(path: Path, dtype: torch.dtype, device: torch.device | str, flag: str = MODEL_FLAG) -> AutoencoderKL:
-    """The autoencoder at `path`, frozen: in a whole model, alone in a file of either layout, or in a folder.
-
-    Raises:
-        ValueError: there is none, or it is of another family.
-    """
-    with opened_part(path, "vae") as file:
-        return load_vae_from(file, flag, dtype, device)
-
-
 def text_sources(file: WeightFile, path: Path, v2: bool) -> dict[str, Source]:
     """The weights of the text encoder in `file`, the one that holds it of the model at `path`, under our names."""
     if path.is_dir():
@@ -99,12 +88,6 @@ def opened_parts(path: Path, vae: Path | None, v2: bool) -> Iterator[dict[str, d
             "text_encoder": text_sources(text, path, v2),
             "vae": vae_sources(pixels),
         }
-
-
-def vae_id(path: Path) -> str:
-    """What names the encoder half of the autoencoder at `path`."""
-    with opened_part(path, "vae") as file:
-        return encoder_id(vae_sources(file))
 
 
 @contextmanager

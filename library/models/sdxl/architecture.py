@@ -3,83 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import ClassVar, cast
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
-from library.diffusion.ddpm import DDPM
-from library.diffusion.samplers import make_sampler
 from library.files.formats import LatentFormat, TextFormat
-from library.flags.dataset import CaptionFlags
-from library.flags.model import ModelFlags
-from library.flags.monitor import PreviewFlags
-from library.flags.objective import LossFlags, NoiseFlags
 from library.flags.run import AttentionFlags
-from library.flags.settings import Settings
-from library.models.architecture import AbsentEncoder, Architecture, Condition, ImageRequest, OnWeight, TokenCount
+from library.models.architecture import AbsentEncoder, Condition, OnWeight, TokenCount
 from library.models.attention import attention_mode
-from library.models.ddpm_pictures import completed, denoised
 from library.models.embeddings import timestep_embedding
-from library.models.parts import MODEL_FLAG, VAE_FLAG, locate
-from library.models.sdxl.checkpoint import load_text_encoders, load_unet, load_vae, text_encoder_id, vae_id
+from library.models.sdxl.checkpoint import load_text_encoders, load_unet, text_encoder_id
 from library.models.sdxl.pooled_text import PooledTextEncoder
 from library.models.sdxl.unet import SdxlUNet
 from library.models.text.clip import TextEncoder, check_vocabulary, joined_rows, weighted_prompt
 from library.models.text.tokens import CLIP, V1_TOKENIZER, Tokenizer, count_tokens, load_tokenizer, tokenize_rows
-from library.models.vae import sd as autoencoder
+from library.models.unet_architecture import ROWS_OF_A_PREVIEW, WORDS_PER_ROW, UNetArchitecture
 
-LATENT_SCALE = 0.13025
-"""Brings the autoencoder's latents to unit variance."""
 BIGG_TOKENIZER = "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"
 NUMBER_DIM = 256
 """Width of the sinusoids of each of the six sizes."""
-DEFAULT_SIDE = 512
-"""Of a preview, in pixels."""
-WORDS_PER_ROW = 75
-ROWS_OF_A_PREVIEW = 3
-"""Prompts of previews are cut after this many rows of 75 tokens, whatever --max_token_length says."""
 
 
-class Sdxl(Architecture):
+class Sdxl(UNetArchitecture):
     """U-Net, CLIP-L and OpenCLIP bigG, four latent channels; it is told sizes and crops, and predicts the noise."""
 
     name: ClassVar[str] = "sdxl"
     bucket_multiple: ClassVar[int] = 32
+    latent_scale: ClassVar[float] = 0.13025
     encoder_prefixes: ClassVar[tuple[str, ...]] = ("lora_te1", "lora_te2")
     latents = LatentFormat(channels=4, stride=8, suffix="_sdxl.npz", reads_stem_files=True)
     text = TextFormat(suffix="_te_outputs.npz", arrays=("hidden_state1", "hidden_state2", "pool2"))
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.model = settings[ModelFlags]
-        self.zero_terminal_snr = settings[NoiseFlags].zero_terminal_snr
-        self.process = DDPM(settings[NoiseFlags], settings[LossFlags], self.model.v_parameterization)
-
     def load_text_encoders(self, dtype: torch.dtype, device: torch.device) -> list[nn.Module]:
         """CLIP-L and OpenCLIP bigG."""
         first_words, second_words = self.tokenizers
-        first, second = load_text_encoders(self._path, second_words.eos_token_id, dtype, device)
-        check_vocabulary(first, first_words, f"{self._path} (CLIP-L)")
-        check_vocabulary(second.text_model, second_words, f"{self._path} (OpenCLIP bigG)")
+        first, second = load_text_encoders(self.path, second_words.eos_token_id, dtype, device)
+        check_vocabulary(first, first_words, f"{self.path} (CLIP-L)")
+        check_vocabulary(second.text_model, second_words, f"{self.path} (OpenCLIP bigG)")
         return [first, second]
-
-    def load_vae(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        """The autoencoder of --vae, or of the model."""
-        return load_vae(self._vae_path, dtype, device, MODEL_FLAG if self.model.vae is None else VAE_FLAG)
 
     def load_denoiser(self, dtype: torch.dtype, device: torch.device, on_weight: OnWeight | None = None) -> nn.Module:
         """The U-Net, with the attention that the flags ask for."""
-        return load_unet(self._path, dtype, device, attention_mode(self.settings[AttentionFlags]), on_weight)
+        return load_unet(self.path, dtype, device, attention_mode(self.settings[AttentionFlags]), on_weight)
 
     @cached_property
     def tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
         """Those of CLIP-L and OpenCLIP bigG: the same words, but the second fills up with the token 0."""
-        folder = self._path if self._path.is_dir() else None
-        cache = self.model.tokenizer_cache_dir
+        cache, folder = self.model.tokenizer_cache_dir, self.tokenizer_folder
         first: Tokenizer = load_tokenizer(*V1_TOKENIZER, cache, folder, CLIP)
         second: Tokenizer = load_tokenizer(BIGG_TOKENIZER, "", cache, folder, CLIP.in_folder("tokenizer_2"))
         second.pad_token_id = 0
@@ -87,15 +59,13 @@ class Sdxl(Architecture):
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """`input_ids` and `input_ids2` int64 [B, rows, 77]; with --weighted_captions `weights` and `weights2` too."""
-        rows = (self.model.max_token_length or WORDS_PER_ROW) // WORDS_PER_ROW
-        weighted = self.settings[CaptionFlags].weighted_captions
-        return self._tokens(captions, rows, rows, weighted)
+        rows = self.caption_room // WORDS_PER_ROW
+        return self._tokens(captions, rows, rows, self.weighted_captions)
 
     def token_counts(self, caption: str) -> list[TokenCount]:
         """Of both encoders; --max_token_length is their room."""
-        room = self.model.max_token_length or WORDS_PER_ROW
-        weighted = self.settings[CaptionFlags].weighted_captions
-        counts = [count_tokens(tokenizer, caption, room, weighted) for tokenizer in self.tokenizers]
+        room = self.caption_room
+        counts = [count_tokens(tokenizer, caption, room, self.weighted_captions) for tokenizer in self.tokenizers]
         return [TokenCount(count, room, cut) for count, cut in counts]
 
     def encode_text(self, encoders: Sequence[nn.Module | None], tokens: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -117,29 +87,8 @@ class Sdxl(Architecture):
 
     def text_encoder_id(self) -> str:
         """Hashes of weights of both encoders, the length of captions, and whether brackets in them are weights."""
-        weighted = "-weighted" if self.settings[CaptionFlags].weighted_captions else ""
-        return f"{text_encoder_id(self._path)}-{self.model.max_token_length or WORDS_PER_ROW}{weighted}"
-
-    def encode_image(
-        self,
-        vae: nn.Module,
-        pixels: Tensor,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> [B, 4, H/8, W/8], drawn from the posterior."""
-        return autoencoder.encode(cast(AutoencoderKL, vae), pixels, generator)
-
-    def vae_id(self) -> str:
-        """A hash of weights of the encoder half, the same for every layout of the file, in float32 or float16."""
-        return self._vae_id
-
-    def scale_latents(self, latents: Tensor) -> Tensor:
-        """Latents of unit variance."""
-        return latents * LATENT_SCALE
-
-    def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
-        """[B, 4, h, w] of unit variance -> [B, 3, 8h, 8w] in [-1, 1]."""
-        return autoencoder.decode(cast(AutoencoderKL, vae), latents / LATENT_SCALE)
+        weighted = "-weighted" if self.weighted_captions else ""
+        return f"{text_encoder_id(self.path)}-{self.caption_room}{weighted}"
 
     def condition(
         self, text: dict[str, Tensor], sizes: Tensor | None = None, lengths: tuple[int, ...] | None = None
@@ -156,21 +105,6 @@ class Sdxl(Architecture):
         vector = torch.cat([cond.text["pool2"].to(x.dtype), size_embedding(cond.sizes).to(x.dtype)], dim=-1)
         answer: Tensor = denoiser(x, t, context, vector)
         return answer
-
-    def sample(self, denoiser: nn.Module, cond: Condition, uncond: Condition | None, request: ImageRequest) -> Tensor:
-        """Latents [1, 4, h, w] of unit variance, by the sampler that `request` names."""
-        assert request.sampler, "a complete request"
-        scheduler = make_sampler(request.sampler, self.model.v_parameterization, self.zero_terminal_snr)
-        return denoised(partial(self.predict, denoiser), cond, uncond, request, scheduler, self.latents)
-
-    def complete_request(self, request: ImageRequest) -> ImageRequest:
-        """512x512, 30 steps, scale 7.5 and --sample_sampler where `request` says nothing; sides floored to 8.
-
-        Raises ValueError for a sampler that is not known, or cannot do what this model needs.
-        """
-        sampler = request.sampler or self.settings[PreviewFlags].sample_sampler
-        make_sampler(sampler, self.model.v_parameterization, self.zero_terminal_snr)
-        return completed(request, sampler, DEFAULT_SIDE)
 
     def blocks(self, denoiser: nn.Module) -> list[nn.Module]:
         """The blocks on the way down, the middle one, and those on the way up."""
@@ -193,10 +127,6 @@ class Sdxl(Architecture):
     def base_model_version(self) -> str:
         """sdxl_base_v1-0, for every model of the family."""
         return "sdxl_base_v1-0"
-
-    def metadata(self) -> dict[str, str]:
-        """None but the shared ones."""
-        return {}
 
     def model_spec(self) -> dict[str, str]:
         """The modelspec fields of the family."""
@@ -229,20 +159,6 @@ class Sdxl(Architecture):
             found["hidden_state2"] = states.unflatten(0, ids.shape[:2])
             found["pool2"] = pooled.unflatten(0, ids.shape[:2])[:, 0]
         return found
-
-    @cached_property
-    def _path(self) -> Path:
-        if not self.model.pretrained_model_name_or_path:
-            raise ValueError(f"{MODEL_FLAG} is needed: a .safetensors or .ckpt file, a diffusers folder or a hub id")
-        return locate(self.model.pretrained_model_name_or_path)
-
-    @cached_property
-    def _vae_path(self) -> Path:
-        return self._path if self.model.vae is None else locate(self.model.vae, VAE_FLAG)
-
-    @cached_property
-    def _vae_id(self) -> str:
-        return vae_id(self._vae_path)
 
 
 def size_embedding(sizes: Tensor) -> Tensor:

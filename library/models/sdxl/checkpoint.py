@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from library.files.unet_names import UNET_PREFIX
@@ -30,7 +29,7 @@ from library.models.sdxl.layout import (
 from library.models.sdxl.pooled_text import PooledTextEncoder
 from library.models.sdxl.unet import SdxlUNet
 from library.models.text.clip import TextEncoder, build_text_encoder
-from library.models.vae.sd import LATENT_CHANNELS, encoder_id, load_vae_from, vae_sources
+from library.models.vae.sd import LATENT_CHANNELS
 
 FAMILY = "sdxl"
 
@@ -79,22 +78,6 @@ def load_text_encoders(
             matrix.copy_(projection.read())
     second = PooledTextEncoder(text_model, matrix.t().contiguous() if is_linear else matrix, end_token)
     return first, second.eval().requires_grad_(False)
-
-
-def load_vae(path: Path, dtype: torch.dtype, device: torch.device | str, flag: str) -> AutoencoderKL:
-    """The autoencoder at `path`, frozen: in a whole model, alone in a file of either layout, or in a folder.
-
-    Raises:
-        ValueError: there is none, or it is of another family.
-    """
-    with opened_part(path, "vae", FAMILY) as file:
-        return load_vae_from(file, flag, dtype, device)
-
-
-def vae_id(path: Path) -> str:
-    """What names the encoder half of the autoencoder at `path`."""
-    with opened_part(path, "vae", FAMILY) as file:
-        return encoder_id(vae_sources(file))
 
 
 def text_encoder_id(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from library.files.unet_names import UNET_PREFIX
 from library.files.weight_id import weight_id
 from library.files.weights import Source, WeightFile, describe_keys, fill_module
+from library.models.parts import opened_part
 
 logger = logging.getLogger(__name__)
 
@@ -23,23 +25,20 @@ LDM_PREFIX = "first_stage_model."
 LATENT_CHANNELS = 4
 
 
-def load_vae_from(file: WeightFile, flag: str, dtype: torch.dtype, device: torch.device | str) -> AutoencoderKL:
-    """The autoencoder in `file`, frozen: in a whole model, or alone in either layout; `flag` named it.
+def load_vae(path: Path, family: str, flag: str, dtype: torch.dtype, device: torch.device | str) -> AutoencoderKL:
+    """The autoencoder at `path`, what `flag` names, frozen: in a whole model of `family`, or alone in either layout.
 
     Raises:
         ValueError: there is none, it is not whole, or it is of another family.
     """
-    keys = file.keys()
-    if any(key.startswith(UNET_PREFIX) for key in keys) and not any(key.startswith(LDM_PREFIX) for key in keys):
-        raise ValueError(f"{flag}: {file.path} holds no autoencoder; give one with --vae")
-    sources = vae_sources(file)
-    first = sources.get("decoder.conv_in.weight")
-    if first is not None and first.shape[1] != LATENT_CHANNELS:
-        raise ValueError(
-            f"{flag}: the autoencoder in {file.path} has {first.shape[1]} latent channels, Stable Diffusion needs "
-            f"{LATENT_CHANNELS}: it belongs to another family of models"
-        )
-    return build_vae(sources, dtype, device)
+    with opened_part(path, "vae", family) as file:
+        return build_vae(_checked_sources(file, flag), dtype, device)
+
+
+def vae_id(path: Path, family: str) -> str:
+    """What names the encoder half of the autoencoder at `path`, in a model of `family` or alone."""
+    with opened_part(path, "vae", family) as file:
+        return encoder_id(vae_sources(file))
 
 
 def build_vae(sources: Mapping[str, Source], dtype: torch.dtype, device: torch.device | str) -> AutoencoderKL:
@@ -133,6 +132,20 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     if _overflows(vae, pixels):
         pixels = vae.decode(latents.to(_format(vae))).sample
     return pixels
+
+
+def _checked_sources(file: WeightFile, flag: str) -> dict[str, Source]:
+    keys = file.keys()
+    if any(key.startswith(UNET_PREFIX) for key in keys) and not any(key.startswith(LDM_PREFIX) for key in keys):
+        raise ValueError(f"{flag}: {file.path} holds no autoencoder; give one with --vae")
+    sources = vae_sources(file)
+    first = sources.get("decoder.conv_in.weight")
+    if first is not None and first.shape[1] != LATENT_CHANNELS:
+        raise ValueError(
+            f"{flag}: the autoencoder in {file.path} has {first.shape[1]} latent channels, Stable Diffusion needs "
+            f"{LATENT_CHANNELS}: it belongs to another family of models"
+        )
+    return sources
 
 
 def _format(vae: AutoencoderKL) -> Tensor:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from library.files.weights import save_safetensors
-from library.models.sd.checkpoint import load_vae
+from library.models.vae.sd import load_vae
 
 
 def run(case: dict[str, Any], recipe: ModuleType) -> dict[str, Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "vae.safetensors"
         save_safetensors(recipe.state_dict(case["checkpoint"], case["seed"]), file)
-        vae = load_vae(file, torch.float32, "cpu")
+        vae = load_vae(file, "sd", "--vae", torch.float32, "cpu")
     images = recipe.tensor("images", case["inputs"]["images"]["shape"], case["seed"]).clamp(-3, 3) / 3
     latents = recipe.tensor("latents", case["inputs"]["latents"]["shape"], case["seed"])
     posterior = vae.encode(images).latent_dist

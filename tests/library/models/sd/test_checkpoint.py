@@ -16,9 +16,10 @@ from library.files.weights import Source, check_sources, save_safetensors
 from library.models import parts
 from library.models.parts import locate
 from library.models.sd import checkpoint
-from library.models.sd.checkpoint import load_text_encoder, load_unet, load_vae, vae_id
+from library.models.sd.checkpoint import load_text_encoder, load_unet
 from library.models.text import clip
 from library.models.vae import sd as vae_module
+from library.models.vae.sd import load_vae, vae_id
 from tests.library.models.sd.manifests import ManifestFile, manifest
 from tests.parity import recipe
 
@@ -73,7 +74,7 @@ def test_published_single_files_load_with_nothing_missing_or_left_over(
     assert config.num_hidden_layers == (23 if v2 else 12)
     assert config.num_attention_heads == (16 if v2 else 12)
     assert config.hidden_act == ("gelu" if v2 else "quick_gelu")
-    vae = load_vae(path, F32, CPU)
+    vae = load_vae(path, "sd", "--pretrained_model_name_or_path", F32, CPU)
     assert tuple(vae.config.block_out_channels) == (128, 256, 512, 512)
     assert vae.config.layers_per_block == 2
 
@@ -98,7 +99,7 @@ def test_a_published_vae_file_loads_with_and_without_its_prefix(
     keys = manifest(facts, "vae_ldm")
     for path, prefix in ((Path("a.pt"), ""), (Path("b.safetensors"), "first_stage_model.")):
         weightless[path] = {prefix + key: value for key, value in keys.items()}
-        assert tuple(load_vae(path, F32, CPU, "--vae").config.block_out_channels) == (128, 256, 512, 512)
+        assert tuple(load_vae(path, "sd", "--vae", F32, CPU).config.block_out_channels) == (128, 256, 512, 512)
 
 
 def diffusers_folder(
@@ -123,8 +124,8 @@ def test_diffusers_folders_load_with_nothing_missing_or_left_over(
     unet = load_unet(root, v2, F32, CPU)
     assert unet.shape.num_heads == ((5, 10, 20, 20) if v2 else (8, 8, 8, 8))
     assert load_text_encoder(root, v2, F32, CPU).config.num_hidden_layers == (23 if v2 else 12)
-    assert load_vae(root, F32, CPU).config.latent_channels == 4
-    assert load_vae(root / "vae", F32, CPU, "--vae").config.latent_channels == 4
+    assert load_vae(root, "sd", "--pretrained_model_name_or_path", F32, CPU).config.latent_channels == 4
+    assert load_vae(root / "vae", "sd", "--vae", F32, CPU).config.latent_channels == 4
 
 
 def test_the_config_of_a_folder_decides_what_weights_do_not_show(
@@ -257,10 +258,10 @@ def test_a_vae_of_another_family_and_a_model_without_one_are_refused(
     path = Path("ae.safetensors")
     weightless[path] = manifest(facts, "vae_ldm") | {"decoder.conv_in.weight": [[512, 16, 3, 3], "float32"]}
     with pytest.raises(ValueError, match="--vae: the autoencoder in ae.safetensors has 16 latent channels"):
-        load_vae(path, F32, CPU, "--vae")
+        load_vae(path, "sd", "--vae", F32, CPU)
     weightless[path] = {FIRST: [[32, 4, 3, 3], "float32"]}
     with pytest.raises(ValueError, match="ae.safetensors holds no autoencoder; give one with --vae"):
-        load_vae(path, F32, CPU)
+        load_vae(path, "sd", "--pretrained_model_name_or_path", F32, CPU)
 
 
 def test_a_folder_of_another_family_names_the_script(tmp_path: Path) -> None:
@@ -314,6 +315,6 @@ def test_the_id_of_a_vae_follows_its_encoder_and_nothing_else(tmp_path: Path, sm
     vae = {key.removeprefix(prefix): value.half() for key, value in small.items() if key.startswith(prefix)}
     save_safetensors(vae | {"decoder.conv_out.bias": torch.ones(3)}, alone)
     save_safetensors(vae | {"encoder.conv_in.bias": torch.ones_like(vae["encoder.conv_in.bias"])}, other)
-    assert vae_id(whole) == vae_id(alone)
-    assert vae_id(other) != vae_id(alone)
-    assert len(vae_id(whole)) == 16
+    assert vae_id(whole, "sd") == vae_id(alone, "sd")
+    assert vae_id(other, "sd") != vae_id(alone, "sd")
+    assert len(vae_id(whole, "sd")) == 16

@@ -17,10 +17,11 @@ from demo_tokenizer import write_tokenizer
 from library.files.weights import open_weights, save_safetensors
 from library.models import parts as model_parts
 from library.models.sd import model_writer
-from library.models.sd.checkpoint import load_text_encoder, load_unet, load_vae
+from library.models.sd.checkpoint import load_text_encoder, load_unet
 from library.models.sd.folder_files import FolderParts, folder_files
 from library.models.sd.model_writer import FOLDER_KINDS, ModelWriter
 from library.models.text.tokens import load_tokenizer
+from library.models.vae.sd import load_vae
 from tests.library.models.sd.manifests import ManifestFile, manifest
 from tests.parity import recipe
 
@@ -72,7 +73,7 @@ def writer(base: Path, v2: bool, kind: str, folder: Path, **more: Any) -> ModelW
     parts = FolderParts(
         load_unet(base, v2, F32, META).shape,
         load_text_encoder(base, v2, F32, META),
-        load_vae(base, F32, META),
+        load_vae(base, "sd", "--vae", F32, META),
         load_tokenizer("openai/clip-vit-large-patch14", "", str(folder)),
     )
     return ModelWriter(base, None, v2, kind, small_files=folder_files(parts, base, False, False), **more)
@@ -102,7 +103,7 @@ def test_what_is_written_comes_back_bit_by_bit_and_so_does_what_is_made_from_tha
         for part, module in read.items():
             assert weights(module).keys() == new[part].keys()
             assert all(torch.equal(value, new[part][name]) for name, value in weights(module).items())
-        before, after = (load_vae(path, torch.float16, CPU).state_dict() for path in (base, written))
+        before, after = (load_vae(path, "sd", "--vae", torch.float16, CPU).state_dict() for path in (base, written))
         assert all(torch.equal(before[name], after[name]) for name in before)
     config = load_text_encoder(second, v2, F32, CPU).config
     assert config.hidden_act == ("gelu" if v2 else "quick_gelu")
@@ -156,7 +157,7 @@ def test_another_vae_takes_the_place_of_the_model_s_own(tmp_path: Path, bases: d
     for kind in ("ckpt", "diffusers"):
         path = path_of(tmp_path, "new", kind)
         ModelWriter(bases[False], vae, False, kind).write(path, {}, {}, 1, 1)
-        wanted, found = (load_vae(place, F32, CPU).state_dict() for place in (vae, path))
+        wanted, found = (load_vae(place, "sd", "--vae", F32, CPU).state_dict() for place in (vae, path))
         assert all(torch.equal(wanted[name], found[name]) for name in wanted)
 
 

@@ -17,9 +17,10 @@ from demo_sdxl_folder import SdxlDemo
 from library.files.weights import Source, check_sources, save_safetensors
 from library.models import parts
 from library.models.sdxl import checkpoint
-from library.models.sdxl.checkpoint import load_text_encoders, load_unet, load_vae
+from library.models.sdxl.checkpoint import load_text_encoders, load_unet
 from library.models.text import clip
 from library.models.vae import sd as vae_module
+from library.models.vae.sd import load_vae
 from tests.library.models.sd.manifests import ManifestFile, manifest
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -57,7 +58,7 @@ def check_published(path: Path) -> None:
     config = second.text_model.config
     assert (config.num_hidden_layers, config.num_attention_heads, config.hidden_act) == (32, 20, "gelu")
     assert second.text_projection.shape == (1280, 1280)
-    assert tuple(load_vae(path, F32, META, "--vae").config.block_out_channels) == (128, 256, 512, 512)
+    assert tuple(load_vae(path, "sdxl", "--vae", F32, META).config.block_out_channels) == (128, 256, 512, 512)
 
 
 @pytest.mark.parametrize("optional", [True, False])
@@ -116,7 +117,7 @@ def test_what_is_missing_is_named_with_the_file(
     with pytest.raises(ValueError, match=said) as error:
         load_unet(path, F32, META)
         load_text_encoders(path, 99, F32, META)
-        load_vae(path, F32, META, "--pretrained_model_name_or_path")
+        load_vae(path, "sdxl", "--pretrained_model_name_or_path", F32, META)
     assert "changed.safetensors" in str(error.value)
 
 
