@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
+from networks.core.contract import create, create_from_weights
 from networks.core.kinds import LoKr
-from networks.families import create, create_from_weights
+from networks.families import build, build_from_weights
 
-create_network = partial(create, LoKr)
-create_network_from_weights = partial(create_from_weights, LoKr)
+create_network = partial(create, LoKr, build)
+create_network_from_weights = partial(create_from_weights, LoKr, build_from_weights)

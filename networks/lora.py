@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from torch import Tensor, nn
 
 from library.files.unet_names import names_by_level
-from networks.core.adapter import Dropout
 from networks.core.blocks import (
     BLOCK_ARGS,
     SD_BLOCKS,
@@ -22,12 +21,12 @@ from networks.core.blocks import (
     sd_block_index,
     sdxl_block_index,
 )
-from networks.core.key_names import AdapterShape, adapter_name, check_known, clip_path, with_own_names
-from networks.core.kinds import CONV_ARGS, AdaptersInFile, Kind, Lora, known_args, refuse_sizes
-from networks.core.network import LoraNetwork, read_network_weights
-from networks.core.options import NetworkArgs
+from networks.core.contract import NewNetwork, StoredNetwork, create, create_from_weights
+from networks.core.key_names import AdapterShape, adapter_name, clip_path, with_own_names
+from networks.core.kinds import CONV_ARGS, AdaptersInFile, Lora, refuse_sizes
+from networks.core.network import LoraNetwork
 from networks.core.targets import Target
-from networks.core.training_args import read_dropout, read_lora_plus
+from networks.core.training_args import read_lora_plus
 
 logger = logging.getLogger(__name__)
 
@@ -88,66 +87,13 @@ _ORDER = (
 _PLACE = {word: place for place, word in enumerate(_ORDER)}
 
 
-def create_network(
-    multiplier: float,
-    network_dim: int | None,
-    network_alpha: float | None,
-    vae: nn.Module | None,
-    text_encoder: nn.Module | Sequence[nn.Module],
-    unet: nn.Module,
-    neuron_dropout: float | None = None,
-    **kwargs: Any,
-) -> LoraNetwork:
-    """A network of rank `network_dim` (4) and alpha `network_alpha` (1; 0 means the rank).
-
-    Raises:
-        ValueError: `kwargs`, the --network_args, hold an unknown key or a bad value.
-    """
-    return build(Lora, multiplier, network_dim, network_alpha, text_encoder, unet, neuron_dropout, kwargs)
-
-
-def create_network_from_weights(
-    multiplier: float,
-    file: str | None,
-    vae: nn.Module | None,
-    text_encoder: nn.Module | Sequence[nn.Module],
-    unet: nn.Module,
-    weights_sd: Mapping[str, Tensor] | None = None,
-    for_inference: bool = False,
-    neuron_dropout: float | None = None,
-    **kwargs: Any,
-) -> tuple[LoraNetwork, Mapping[str, Tensor]]:
-    """A network with the layers, ranks and alphas of `file` or `weights_sd`, and the weights, not yet loaded into it.
-
-    Adapters of other kinds (LoHa, LoKr, OFT, DoRA) in the file are those kinds in the network.
-
-    Raises:
-        ValueError: no key of the weights belongs to this model, or `kwargs` hold an unknown key or a bad value.
-    """
-    return build_from_weights(
-        Lora, multiplier, file, text_encoder, unet, weights_sd, for_inference, neuron_dropout, kwargs
-    )
-
-
-def build(
-    kind_of: type[Kind],
-    multiplier: float,
-    network_dim: int | None,
-    network_alpha: float | None,
-    text_encoder: nn.Module | Sequence[nn.Module],
-    unet: nn.Module,
-    neuron_dropout: float | None,
-    values: Mapping[str, Any],
-) -> LoraNetwork:
-    """`create_network` with adapters of any kind; `values` are the --network_args."""
-    args = NetworkArgs(values, known_args(kind_of, BLOCK_ARGS), kind_of.name)
-    kind = kind_of(args)
-    rank = 4 if network_dim is None else network_dim
-    if rank < 1:
-        raise ValueError(f"--network_dim {rank}: expected 1 or more")
-    linear = AdapterShape(rank, (kind.default_alpha if network_alpha is None else float(network_alpha)) or float(rank))
+def build(request: NewNetwork) -> LoraNetwork:
+    """A network with adapters of any kind on the layers that are covered."""
+    args = request.read_args(BLOCK_ARGS)
+    kind = request.kind(args)
+    linear = AdapterShape(request.rank, request.alpha or float(request.rank))
     conv = kind.conv_shape(args, linear)
-    names = unet_names(unet)
+    names = unet_names(request.unet)
     blocks = read_block_settings(args, names.blocks, linear, conv)
 
     def shape_of(path: str, layer: nn.Module) -> AdapterShape | None:
@@ -163,7 +109,7 @@ def build(
         return conv if blocks.conv is None else blocks.conv[block]
 
     unet_targets = []
-    for path, parent, attribute, layer in adaptable_layers(unet, names.all):
+    for path, parent, attribute, layer in adaptable_layers(request.unet, names.all):
         shape = shape_of(path, layer)
         if shape is not None and shape.rank > 0:
             name = kind.adapter_name(adapter_name(UNET_PREFIX, path))
@@ -173,60 +119,48 @@ def build(
             Target(kind.adapter_name(adapter_name(prefix, clip_path(path))), parent, attribute, linear)
             for path, parent, attribute, _ in found
         ]
-        for prefix, found in _encoder_layers(text_encoder if kind.of_text_encoders else ())
+        for prefix, found in _encoder_layers(request.text_encoders if kind.of_text_encoders else ())
     ]
     convs = "" if conv is None else f"; convolutions rank {conv.rank}, alpha {conv.alpha:g}"
     logger.info("%s of rank %d, alpha %g%s", kind.name, linear.rank, linear.alpha, convs)
-    dropout, plus = read_dropout(args, neuron_dropout), read_lora_plus(args)
-    other = other_names(unet, names)
-    return LoraNetwork(encoder_targets, unet_targets, multiplier, dropout, plus, kind, other_names=other)
+    dropout, plus = request.read_dropout(args), read_lora_plus(args)
+    other = other_names(request.unet, names)
+    return LoraNetwork(encoder_targets, unet_targets, request.multiplier, dropout, plus, kind, other_names=other)
 
 
-def build_from_weights(
-    kind_of: type[Kind],
-    multiplier: float,
-    file: str | None,
-    text_encoder: nn.Module | Sequence[nn.Module],
-    unet: nn.Module,
-    weights_sd: Mapping[str, Tensor] | None,
-    for_inference: bool,
-    neuron_dropout: float | None,
-    values: Mapping[str, Any],
-) -> tuple[LoraNetwork, Mapping[str, Tensor]]:
-    """`create_network_from_weights` with training for adapters of `kind_of`; `values` are the --network_args."""
-    args = NetworkArgs(values, known_args(kind_of, BLOCK_ARGS), kind_of.name)
-    refuse_sizes(args, (*kind_of.size_args, *CONV_ARGS, *_BLOCK_SIZES))
-    kind = kind_of(args)
-    if weights_sd is None:
-        assert file is not None, "either a file or its weights"
-        weights_sd = read_network_weights(file)
-    names = unet_names(unet)
-    other = other_names(unet, names)
-    weights_sd = with_own_names(weights_sd, other)
-    shapes = AdaptersInFile(weights_sd)
+def build_from_weights(request: StoredNetwork) -> tuple[LoraNetwork, Mapping[str, Tensor]]:
+    """A network with the adapters of a file, trained as is asked for, and the weights, not yet loaded into it."""
+    args = request.read_args(BLOCK_ARGS)
+    refuse_sizes(args, (*request.kind.size_args, *CONV_ARGS, *_BLOCK_SIZES))
+    kind = request.kind(args)
+    names = unet_names(request.unet)
+    other = other_names(request.unet, names)
+    weights = with_own_names(request.read_weights(), other)
+    shapes = AdaptersInFile(weights)
     blocks = BlockSettings(lr_weights=read_lr_weights(args, names.blocks))
 
     unet_targets = []
-    for path, parent, attribute, _ in adaptable_layers(unet, names.all):
+    for path, parent, attribute, _ in adaptable_layers(request.unet, names.all):
         found = shapes.find(adapter_name(UNET_PREFIX, path))
         frozen = blocks.lr_weights is not None and not blocks.lr_weights[names.block_of(path)]
         if found is not None and not frozen:
             unet_targets.append(_unet_target(found[0], names.block_of(path), parent, attribute, found[1], blocks))
     encoder_targets = []
-    for prefix, layers in _encoder_layers(text_encoder):
+    for prefix, layers in _encoder_layers(request.text_encoders):
         targets = []
         for path, parent, attribute, _ in layers:
             found = shapes.find(adapter_name(prefix, clip_path(path)))
             if found is not None:
                 targets.append(Target(found[0], parent, attribute, found[1]))
         encoder_targets.append(targets)
-    foreign = check_known(weights_sd, shapes.asked, file)
-    if foreign:
-        logger.warning("%s: %d keys belong to no layer, such as %s", file or "weights", len(foreign), foreign[0])
-    dropout = Dropout() if for_inference else read_dropout(args, neuron_dropout)
-    plus = read_lora_plus(args)
-    network = LoraNetwork(encoder_targets, unet_targets, multiplier, dropout, plus, kind, other_names=other)
-    return network, weights_sd
+    shapes.check_rest(request.file)
+    dropout, plus = request.read_dropout(args), read_lora_plus(args)
+    network = LoraNetwork(encoder_targets, unet_targets, request.multiplier, dropout, plus, kind, other_names=other)
+    return network, weights
+
+
+create_network = partial(create, Lora, build)
+create_network_from_weights = partial(create_from_weights, Lora, build_from_weights)
 
 
 def unet_names(unet: nn.Module) -> UNetNames:
@@ -263,10 +197,9 @@ def _place(path: str) -> tuple[int, ...]:
 
 
 def _encoder_layers(
-    text_encoder: nn.Module | Sequence[nn.Module],
+    encoders: Sequence[nn.Module],
 ) -> Iterator[tuple[str, list[tuple[str, nn.Module, str, nn.Module]]]]:
     """The prefix of each text encoder's adapters, and its layers."""
-    encoders = [text_encoder] if isinstance(text_encoder, nn.Module) else list(text_encoder)
     for number, encoder in enumerate(encoders, start=1):
         prefix = TEXT_ENCODER_PREFIX if len(encoders) == 1 else f"{TEXT_ENCODER_PREFIX}{number}"
         yield prefix, adaptable_layers(encoder, TEXT_ENCODER)

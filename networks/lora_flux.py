@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from networks.core.adapter import Dropout
-from networks.core.key_names import AdapterShape, adapter_name, check_known, clip_path
-from networks.core.kinds import CONV_ARGS, AdaptersInFile, Kind, Lora, known_args, refuse_sizes
-from networks.core.network import LoraNetwork, read_network_weights
+from networks.core.contract import NetworkRequest, NewNetwork, StoredNetwork, create, create_from_weights
+from networks.core.key_names import AdapterShape, adapter_name, clip_path
+from networks.core.kinds import CONV_ARGS, AdaptersInFile, Kind, Lora, refuse_sizes
+from networks.core.network import LoraNetwork
 from networks.core.options import NetworkArgs
 from networks.core.patterns import REG_ARGS, NamePatterns, read_indices, read_list, read_patterns
 from networks.core.targets import Target
-from networks.core.training_args import GGPO_ARGS, read_dropout, read_lora_plus
+from networks.core.training_args import GGPO_ARGS, read_lora_plus
 
 logger = logging.getLogger(__name__)
 
@@ -64,74 +65,19 @@ class Layer(NamedTuple):
     """What its adapter is called."""
 
 
-def create_network(
-    multiplier: float,
-    network_dim: int | None,
-    network_alpha: float | None,
-    vae: nn.Module | None,
-    text_encoder: nn.Module | Sequence[nn.Module],
-    unet: nn.Module,
-    neuron_dropout: float | None = None,
-    **kwargs: Any,
-) -> LoraNetwork:
-    """A network of rank `network_dim` (4) and alpha `network_alpha` (1; 0 means the rank).
-
-    Raises:
-        ValueError: `kwargs`, the --network_args, hold an unknown key or a bad value.
-    """
-    return build(FluxLora, multiplier, network_dim, network_alpha, text_encoder, unet, neuron_dropout, kwargs)
-
-
-def create_network_from_weights(
-    multiplier: float,
-    file: str | None,
-    vae: nn.Module | None,
-    text_encoder: nn.Module | Sequence[nn.Module],
-    unet: nn.Module,
-    weights_sd: Mapping[str, Tensor] | None = None,
-    for_inference: bool = False,
-    neuron_dropout: float | None = None,
-    **kwargs: Any,
-) -> tuple[LoraNetwork, Mapping[str, Tensor]]:
-    """A network with the layers, ranks and alphas of `file` or `weights_sd`, and the weights, not yet loaded into it.
-
-    Any linear layer of the transformer that the file names is covered, T5-XXL if it has keys for it. Adapters of
-    other kinds (LoHa, LoKr, OFT, DoRA) in the file are those kinds in the network.
-
-    Raises:
-        ValueError: no key of the weights belongs to this model, or `kwargs` hold an unknown key or a bad value.
-    """
-    return build_from_weights(
-        FluxLora, multiplier, file, text_encoder, unet, weights_sd, for_inference, neuron_dropout, kwargs
-    )
-
-
-def build(
-    kind_of: type[Kind],
-    multiplier: float,
-    network_dim: int | None,
-    network_alpha: float | None,
-    text_encoder: nn.Module | Sequence[nn.Module],
-    unet: nn.Module,
-    neuron_dropout: float | None,
-    values: Mapping[str, Any],
-) -> LoraNetwork:
-    """`create_network` with adapters of any kind; `values` are the --network_args."""
-    args = NetworkArgs(values, known_args(kind_of, _FLUX_ARGS), kind_of.name)
-    kind = kind_of(args)
+def build(request: NewNetwork) -> LoraNetwork:
+    """A network with adapters of any kind on the layers that are covered."""
+    args = request.read_args(_FLUX_ARGS)
+    kind = request.kind(args)
     for key in (*CONV_ARGS, *_CONV_SWITCHES):
         if key in args:
             logger.warning("--network_args %s has no effect: FLUX.1 and Chroma have no convolutions", key)
-    rank = 4 if network_dim is None else network_dim
-    if rank < 1:
-        raise ValueError(f"--network_dim {rank}: expected 1 or more")
-    alpha = kind.default_alpha if network_alpha is None else float(network_alpha)
-    ranks = _Ranks(args, rank, unet)
+    ranks = _Ranks(args, request.rank, request.unet)
 
-    layers = [*block_layers(unet), *(in_layers(unet) if "in_dims" in args else ())]
+    layers = [*block_layers(request.unet), *(in_layers(request.unet) if "in_dims" in args else ())]
     found = [(layer, ranks.of(layer)) for layer in layers if kind.covers(layer.path)]
     trains_t5 = args.boolean("train_t5xxl") or False
-    given = text_encoder if kind.of_text_encoders else ()
+    given = request.text_encoders if kind.of_text_encoders else ()
     encoders = [
         [(layer, ranks.of_encoder(layer)) for layer in (() if number == T5 and not trains_t5 else each)]
         for number, each in enumerate(encoder_layers(given))
@@ -140,45 +86,37 @@ def build(
 
     def shaped(part: Sequence[tuple[Layer, int]]) -> list[tuple[Layer, AdapterShape]]:
         return [
-            (layer._replace(name=kind.adapter_name(layer.name)), AdapterShape(rank, alpha or float(rank)))
+            (layer._replace(name=kind.adapter_name(layer.name)), AdapterShape(rank, request.alpha or float(rank)))
             for layer, rank in part
             if rank > 0
         ]
 
-    return _network(args, kind, [shaped(part) for part in encoders], shaped(found), multiplier, neuron_dropout)
+    return _network(args, kind, [shaped(part) for part in encoders], shaped(found), request)
 
 
-def build_from_weights(
-    kind_of: type[Kind],
-    multiplier: float,
-    file: str | None,
-    text_encoder: nn.Module | Sequence[nn.Module],
-    unet: nn.Module,
-    weights_sd: Mapping[str, Tensor] | None,
-    for_inference: bool,
-    neuron_dropout: float | None,
-    values: Mapping[str, Any],
-) -> tuple[LoraNetwork, Mapping[str, Tensor]]:
-    """`create_network_from_weights` with training for adapters of `kind_of`; `values` are the --network_args."""
-    args = NetworkArgs(values, known_args(kind_of, _FLUX_ARGS), kind_of.name)
-    refuse_sizes(args, (*kind_of.size_args, *_SIZE_ARGS))
-    kind = kind_of(args)
-    if weights_sd is None:
-        assert file is not None, "either a file or its weights"
-        weights_sd = read_network_weights(file)
-    shapes = AdaptersInFile(weights_sd)
+def build_from_weights(request: StoredNetwork) -> tuple[LoraNetwork, Mapping[str, Tensor]]:
+    """A network with the adapters of a file, trained as is asked for, and the weights, not yet loaded into it.
+
+    Any linear layer of the transformer that the file names is covered, T5-XXL if it has keys for it.
+    """
+    args = request.read_args(_FLUX_ARGS)
+    refuse_sizes(args, (*request.kind.size_args, *_SIZE_ARGS))
+    kind = request.kind(args)
+    weights = request.read_weights()
+    shapes = AdaptersInFile(weights)
 
     def shaped(part: Sequence[Layer]) -> list[tuple[Layer, AdapterShape]]:
         named = [(layer, shapes.find(layer.name)) for layer in part]
         return [(layer._replace(name=found[0]), found[1]) for layer, found in named if found is not None]
 
-    layers = shaped(linear_layers(unet, PREFIX))
-    encoders = [shaped(part) for part in encoder_layers(text_encoder)]
-    foreign = check_known(weights_sd, shapes.asked, file)
-    if foreign:
-        logger.warning("%s: %d keys belong to no layer, such as %s", file or "weights", len(foreign), foreign[0])
-    dropout = Dropout() if for_inference else None
-    return _network(args, kind, encoders, layers, multiplier, neuron_dropout, dropout, from_file=True), weights_sd
+    layers = shaped(linear_layers(request.unet, PREFIX))
+    encoders = [shaped(part) for part in encoder_layers(request.text_encoders)]
+    shapes.check_rest(request.file)
+    return _network(args, kind, encoders, layers, request), weights
+
+
+create_network = partial(create, FluxLora, build)
+create_network_from_weights = partial(create_from_weights, FluxLora, build_from_weights)
 
 
 def block_layers(model: nn.Module) -> list[Layer]:
@@ -194,9 +132,8 @@ def in_layers(model: nn.Module) -> list[Layer]:
     return [layer for part in IN_LAYERS for layer in layers if layer.path.partition(".")[0] == part]
 
 
-def encoder_layers(text_encoder: nn.Module | Sequence[nn.Module]) -> Iterator[list[Layer]]:
+def encoder_layers(encoders: Sequence[nn.Module]) -> Iterator[list[Layer]]:
     """The linear layers of attention and feed-forward of CLIP-L, and of T5-XXL if it is there."""
-    encoders = [text_encoder] if isinstance(text_encoder, nn.Module) else list(text_encoder)
     if len(encoders) > len(ENCODERS):
         raise ValueError(
             f"networks.lora_flux is for CLIP-L and T5-XXL, and the model has {len(encoders)} text encoders"
@@ -279,10 +216,7 @@ def _network(
     kind: Kind,
     encoders: Sequence[Sequence[tuple[Layer, AdapterShape]]],
     layers: Sequence[tuple[Layer, AdapterShape]],
-    multiplier: float,
-    neuron_dropout: float | None,
-    dropout: Dropout | None = None,
-    from_file: bool = False,
+    request: NetworkRequest,
 ) -> LoraNetwork:
     """The network on these layers, trained as `args` say."""
     rates = read_patterns(args, REG_ARGS[1], whole=False)
@@ -291,7 +225,7 @@ def _network(
 
     def target(layer: Layer, shape: AdapterShape) -> Target:
         parts = _parts(layer) if splits else ()
-        if parts and from_file:
+        if parts and shape.tensors is not None:
             if shape.rank % len(parts):
                 raise ValueError(f"--network_args split_qkv: {layer.name} has rank {shape.rank} in the file, which is "
                                  f"not that of {len(parts)} equal parts; it was not trained so")  # fmt: skip
@@ -308,8 +242,8 @@ def _network(
     return LoraNetwork(
         encoder_targets,
         targets,
-        multiplier,
-        read_dropout(args, neuron_dropout) if dropout is None else dropout,
+        request.multiplier,
+        request.read_dropout(args),
         read_lora_plus(args),
         kind,
         joint_encoders=False,

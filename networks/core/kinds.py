@@ -6,6 +6,7 @@ the layers of any family.
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from networks.core.adapter import Adapter, Dropout, Strength
 from networks.core.decomposed import DoraAdapter, decomposed_difference
 from networks.core.hadamard import TUCKER, HadamardAdapter
 from networks.core.hadamard import merged_difference as hadamard_difference
-from networks.core.key_names import ALPHA, AdapterShape, adapter_shapes
+from networks.core.key_names import ALPHA, AdapterShape, adapter_shapes, check_known
 from networks.core.kronecker import KroneckerAdapter, KroneckerPlan, kronecker_difference, planned_sizes
 from networks.core.lora_adapter import LoraAdapter, LoraTraining
 from networks.core.merge import low_rank_difference
@@ -28,6 +29,8 @@ from networks.core.orthogonal import OrthogonalAdapter, turned_difference
 from networks.core.principal import ROUNDS
 from networks.core.targets import Target
 from networks.core.training_args import GGPO_ARGS, TRAINING_ARGS, read_ggpo
+
+logger = logging.getLogger(__name__)
 
 CONV_ARGS = ("conv_dim", "conv_alpha")
 
@@ -246,15 +249,25 @@ class AdaptersInFile:
     """The adapters of a file, asked for by the name that a LoRA on a layer has."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._weights = weights
         self._shapes = adapter_shapes(weights)
-        self.asked: list[str] = []
-        """All names that were looked for."""
+        self._asked: list[str] = []
 
     def find(self, name: str) -> tuple[str, AdapterShape] | None:
         """The adapter's own name, and its shape; None if the layer has none."""
         names = (name, *(kind.prefix + name.removeprefix(Kind.prefix) for kind in PREFIXED))
-        self.asked += names
+        self._asked += names
         return next(((own, self._shapes[own]) for own in names if own in self._shapes), None)
+
+    def check_rest(self, file: str | None) -> None:
+        """Warn of keys that are of no adapter that was asked for; `file` is where they are from.
+
+        Raises:
+            ValueError: all of them are.
+        """
+        foreign = check_known(self._weights, self._asked, file)
+        if foreign:
+            logger.warning("%s: %d keys belong to no layer, such as %s", file or "weights", len(foreign), foreign[0])
 
 
 PREFIXED = (Oft,)

@@ -78,7 +78,7 @@ def test_a_family_is_told_by_its_layers() -> None:
     assert family_of(small_flux(), []) is lora_flux
     assert family_of(unet(), []) is lora
     assert family_of(nn.Module(), [clip, t5]) is lora_flux
-    assert family_of(nn.Module(), clip) is lora
+    assert family_of(nn.Module(), [clip]) is lora
     with pytest.raises(ValueError, match="no layers that one of networks"):
         family_of(nn.Linear(2, 2), [])
 
