@@ -1,4 +1,4 @@
-"""Does everything that the README shows exist and work?"""
+"""Does everything that the README shows exist and work, and do the pages lead to each other?"""
 
 from __future__ import annotations
 
@@ -18,11 +18,33 @@ from library.flags.trainers import TRAIN_NETWORK
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_links_lead_to_files() -> None:
-    missing = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not (ROOT / link).exists()]
-    assert missing == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name if page.parent == ROOT else f"docs/{page.name}")
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        if not link.startswith("https://"):
+            name, _, heading = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), link
+            assert not heading or heading in headings(target), link
+
+
+def test_every_page_is_found_from_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert "docs/README.md" in README
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages == pages & set(re.findall(r"\((\w+\.md)", index))
+
+
+def test_every_script_is_found_from_the_readme() -> None:
+    scripts = [path for folder in ("", "tools", "networks") for path in (ROOT / folder).glob("*.py")]
+    starts = [path for path in scripts if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
+    names = [path.relative_to(ROOT).as_posix() for path in starts if not path.name.startswith("bench_")]
+    assert len(names) > 20
+    assert [name for name in names if f"`{name}`" not in README] == []
 
 
 def test_scripts_are_here_or_planned_as_the_table_says() -> None:
@@ -56,3 +78,9 @@ def shown(start: str) -> str:
     """The code block of the README that begins with `start`."""
     blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", README, flags=re.MULTILINE | re.DOTALL)
     return next(block for block in blocks if block.strip().startswith(start))
+
+
+def headings(page: Path) -> set[str]:
+    """What a link to a heading of the page says."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
