@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from library.flags.declare import add_flags, is_switch, script_flags, takes_many
+from library.flags.elsewhere import scripts_with
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -76,6 +77,8 @@ class CommandLine:
         """The message for a name that is no flag, with the nearest one that is."""
         if name.partition("=")[0] in self.absent:
             return f"{shown} is not a flag of this script: {self.absent[name]}"
+        if scripts := scripts_with(name.partition("=")[0]):
+            return f"{shown} is not a flag of this script but of {scripts}; leave it out here"
         near = difflib.get_close_matches(name, self.flags, n=1)
         hint = f"; did you mean {'--' if shown.startswith('--') else ''}{near[0]}?" if near else ""
         return f"{shown} is not a flag of this script{hint or '; --help lists them all'}"

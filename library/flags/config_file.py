@@ -9,6 +9,7 @@ import toml
 
 from library.flags.command_line import CommandLine, Reading, words_for
 from library.flags.declare import flag
+from library.flags.elsewhere import SCRIPTS_WITH
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def read_config_file(path: Path, command_line: CommandLine) -> Reading:
         if key in NOTES or UNUSED.get(key) == value:
             continue
         if key not in command_line.flags:
+            if key in SCRIPTS_WITH and value in ("", False, []):
+                continue  # one file may be for several scripts: what is off in it asks nothing of this one
             cure = f"{key} is not a flag; it belongs in network_args, as '{key}={value}'"
             reading.errors.append(f"{path}: {cure if key in NETWORK_ARGS else command_line.unknown(key, key)}")
             continue

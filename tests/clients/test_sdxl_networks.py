@@ -10,6 +10,7 @@ import torch
 from demo_sdxl_folder import SdxlDemo
 from library.files.weights import open_weights
 from library.train.key_check import check_network_file
+from networks import lora
 from networks.core.key_names import with_own_names
 from networks.core.network import LoraNetwork, read_network_weights
 from tests.clients.sdxl_training import SmallSdxlTrainer, train_sdxl
@@ -26,6 +27,13 @@ OURS = [
     ("networks.oft", ["enable_conv=True"], "oft_blocks"),
     ("networks.lora", ["dora_wd=True", "conv_dim=2"], "dora_scale"),
 ]
+
+LORA_IN_THE_END = [
+    ("networks.dylora", ["unit=2", "conv_dim=4"], 1),
+    ("networks.lora_fa", ["conv_dim=2"], 1),
+    ("networks.lora", ["pissa=True"], 2),
+]
+"""Module, arguments, and how many times the rank its file has; all of them are written as plain LoRA."""
 
 
 def prefixes(file: Path) -> set[str]:
@@ -119,3 +127,38 @@ def test_training_goes_on_from_a_file_with_the_names_of_diffusers_and_merges_one
     assert list(results[0]) == list(results[1])
     assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
     assert any(not torch.equal(results[0][key], value) for key, value in read_network_weights(ours).items())
+
+
+@pytest.mark.parametrize(("module", "args", "times"), LORA_IN_THE_END, ids=["DyLoRA", "LoRA-FA", "PiSSA"])
+def test_what_is_lora_in_the_end_answers_elsewhere_as_it_did_in_training(
+    small_sdxl: SdxlDemo, tmp_path: Path, module: str, args: list[str], times: int
+) -> None:
+    words = ["--network_module", module, "--network_args", *args, "--network_train_unet_only"]
+    trainer = train_sdxl(small_sdxl, tmp_path, *words, "--max_train_steps", "1", "--unet_lr", "1e-2")
+    denoiser, network = trainer.models.denoiser, trainer.trained.network
+    file = tmp_path / "small.safetensors"
+    checked(trainer, file)
+    weights = read_network_weights(file)
+    down = weights["lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q.lora_down.weight"]
+    assert down.shape[0] == 4 * times and prefixes(file) == set()
+    random = torch.Generator().manual_seed(0)
+    x, shape = torch.randn(1, 4, 8, 8, generator=random), denoiser.shape
+    context = torch.randn(1, 77, shape.context_dim, generator=random)
+    arguments = (x, torch.tensor([301]), context, torch.randn(1, shape.vector_dim, generator=random))
+    network.eval()
+    with torch.no_grad():
+        trained = denoiser(*arguments)
+        with network.off():
+            plain = denoiser(*arguments)
+    assert (trained - plain).abs().max() > 1e-3
+    for merged in (False, True):
+        unet = trainer.arch.load_denoiser(torch.float32, torch.device("cpu"))
+        elsewhere, _ = lora.create_network_from_weights(1.0, str(file), None, [], unet, for_inference=True)
+        if merged:
+            elsewhere.merge_to([], unet, weights)
+        else:
+            elsewhere.apply_to([], unet)
+            elsewhere.load_weights(file)
+        elsewhere.eval()
+        with torch.no_grad():
+            assert torch.allclose(unet(*arguments), trained, atol=2e-4, rtol=2e-3)
