@@ -30,6 +30,8 @@ from library.files.atomic import replacing
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 WEIGHT_SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES)
+CURE = "copy or download it again"
+"""What to do about a file that is not whole."""
 
 
 class WeightFile(ABC):
@@ -271,7 +273,7 @@ def _read_bytes(file: BinaryIO, path: Path, key: str, start: int, size: int) -> 
     while done < size:
         count = file.readinto(view[done:])  # type: ignore[attr-defined]
         if not count:
-            raise ValueError(f"{path} is cut short: it ends inside {key}; copy or download it again")
+            raise ValueError(f"{path} is cut short: it ends inside {key}; {CURE}")
         done += count
     return buffer
 
@@ -279,11 +281,13 @@ def _read_bytes(file: BinaryIO, path: Path, key: str, start: int, size: int) -> 
 def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, str], dict[str, _Entry]]:
     total = path.stat().st_size
     start = file.read(8)
+    if not start:
+        raise ValueError(f"{path} is empty; {CURE}")
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if not 2 <= length <= _LARGEST_HEADER or start[:7] == b"version":
         raise ValueError(_not_safetensors(path, start))
     if 8 + length > total:
-        raise ValueError(f"{path} is cut short: its header alone needs {8 + length} bytes and it has {total}")
+        raise ValueError(f"{path} is cut short: its header alone needs {8 + length} bytes and it has {total}; {CURE}")
     try:
         header: dict[str, Any] = json.loads(file.read(length))
         metadata = header.pop("__metadata__", None) or {}
@@ -292,9 +296,7 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, str], dict[str, 
         raise ValueError(f"{path} is not a safetensors file: its header cannot be read ({error})") from error
     needed = max((entry.start + entry.size for entry in entries.values()), default=8 + length)
     if needed > total:
-        raise ValueError(
-            f"{path} is cut short: its tensors need {needed} bytes and it has {total}; copy or download it again"
-        )
+        raise ValueError(f"{path} is cut short: its tensors need {needed} bytes and it has {total}; {CURE}")
     return metadata, entries
 
 
@@ -312,7 +314,9 @@ def _not_safetensors(path: Path, start: bytes) -> str:
         return f"{path} is a Git LFS pointer, not the weights; fetch it with `git lfs pull`"
     if start.startswith(b"PK") or start.startswith(b"\x80"):
         return f"{path} is a pickled file with the wrong extension; rename it to .ckpt"
-    return f"{path} is not a safetensors file (or is cut short)"
+    if start.lstrip().startswith((b"<", b"{")):
+        return f"{path} is a page of text that came in place of the file (was a login needed?); {CURE}"
+    return f"{path} is not a safetensors file, or is cut short; {CURE}"
 
 
 class _PickleFile(WeightFile):
@@ -369,18 +373,14 @@ def _unpickle(path: Path, place: str) -> object:
         return torch.load(path, map_location=place, weights_only=True)
     except pickle.UnpicklingError as error:
         if not re.search("unsupported global|trying to call|can only build", str(error), re.IGNORECASE):
-            raise ValueError(f"{path} is not a file of weights, or is cut short ({_first_line(error)})") from error
+            raise ValueError(f"{path} is not a file of weights, or is cut short; {CURE}") from error
         raise ValueError(
             f"{path} holds pickled code besides weights, which could do anything and is not run. If you trust it, "
             "load it with torch.load(..., weights_only=False) in an environment of its own, save its state_dict with "
             "safetensors.torch.save_file, and give the .safetensors file here"
         ) from error
     except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OSError) as error:
-        raise ValueError(f"{path} is not a file of weights, or is cut short ({_first_line(error)})") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is not a file of weights, or is cut short; {CURE}") from error
 
 
 def _flatten(path: Path, content: object) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from library.train.dry_run import META, check_output_folder, models_without_weig
 from library.train.ending import ending_of, exit_code_of
 from library.train.exit_codes import ExitCode, from_data, marked
 from library.train.frozen_models import frozen_models
+from library.train.given_files import check_given_files
 from library.train.history import warnings_kept
 from library.train.images import images_of_run, loader_of_run
 from library.train.interruption import Request, Requests
@@ -131,7 +132,9 @@ class Trainer(ABC):
             set_seed(self.seed)
             precision = self.settings[PrecisionFlags]
             self.dtype = trained_dtype(precision) if self.trains_base_model else weight_dtype(precision)
-            self.arch = self.architecture(self.settings)
+            with marked(ExitCode.FAILED):  # some look into their file, and what is wrong with that is no setting
+                self.arch = self.architecture(self.settings)
+                check_given_files(self.settings)
             self.room = MemoryRoom(self.settings, self.arch, self.dtype, self.device)
             report_unused_flags(self.settings, self.arch)
             if self.accelerator.is_main_process:

@@ -89,7 +89,7 @@ def check_known(found: Iterable[str], known: Iterable[str], source: str | os.Pat
     """The keys of a weights file, `found`, that belong to none of the adapters `known`.
 
     Raises:
-        ValueError: no key belongs; says what the file seems to hold.
+        ValueError: no key belongs, or none of those of the denoiser; says what the file seems to hold.
     """
     found, known = list(found), set(known)
     foreign = [key for key in found if key.partition(".")[0] not in known]
@@ -99,7 +99,19 @@ def check_known(found: Iterable[str], known: Iterable[str], source: str | os.Pat
             f"the first is {found[0]!r}, where something like {min(known, default='lora_unet_...')}.{DOWN!s} "
             "is expected"
         )
+    # Families share text encoders, so that a file for another one still has keys with a place.
+    own, theirs = ([name for name in names if _OF_A_DENOISER in name] for names in (known, foreign))
+    if own and theirs and not any(_OF_A_DENOISER in key and key not in theirs for key in found):
+        raise ValueError(
+            f"{source or 'the weights'}: only layers of text encoders have a place in this model, and none of the "
+            f"denoiser ({dialect(theirs)}); the first without one is {theirs[0]!r}, where something like "
+            f"{min(own)}.{DOWN!s} is expected"
+        )
     return foreign
+
+
+_OF_A_DENOISER = "_unet_"
+"""In the name of every adapter on a denoiser, whatever kind it is of."""
 
 
 def dialect(keys: list[str]) -> str:

@@ -13,7 +13,7 @@ from library.files.shards import open_model
 from library.files.views import part_of, with_scales
 from library.files.weight_id import weight_id
 from library.files.weights import Source, WeightFile
-from library.models.kinds import kind_of
+from library.models.kinds import MODELS, kind_of
 from library.models.text.clip import TextEncoder, build_text_encoder, clip_sources
 from library.models.text.t5 import T5Encoder, build_t5, t5_sources
 
@@ -80,7 +80,7 @@ def _opened(path: Path, prefix: str) -> Iterator[WeightFile]:
 
 def _clip_sources(file: WeightFile, path: Path) -> dict[str, Source]:
     keys = file.keys()
-    if not any("token_embedding." in key for key in keys):
+    if kind_of(keys, MODELS) is not None or not any("token_embedding." in key for key in keys):
         raise ValueError(f"--clip_l: {path} is {_what(file)}, not the text encoder CLIP-L")
     return {
         name: source

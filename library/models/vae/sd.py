@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from library.files.unet_names import UNET_PREFIX
 from library.files.weight_id import weight_id
 from library.files.weights import Source, WeightFile, describe_keys, fill_module
+from library.models.kinds import kind_of
 from library.models.parts import opened_part
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,9 @@ def vae_sources(file: WeightFile) -> dict[str, Source]:
     own = [name for name in own if not name.startswith(_TRAINING_ONLY)]
     strangers = [name for name in own if not name.startswith(_PARTS)]
     if strangers:
-        raise ValueError(f"{file.path}: this is not an autoencoder: {describe_keys(strangers)}")
+        kind = kind_of(keys)
+        what = f"something with the keys {describe_keys(strangers)}" if kind is None else kind.name
+        raise ValueError(f"{file.path} is {what}, not an autoencoder; a VAE is needed here")
     numbers = [int(match[1]) for name in own if (match := re.match(r"decoder\.up\.(\d+)\.", name))]
     return {_renamed(name, _NAMES, max(numbers, default=0)): Source(file, prefix + name) for name in own}
 

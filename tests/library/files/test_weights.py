@@ -105,10 +105,11 @@ def whole_file(folder: Path) -> bytes:
     ("change", "message"),
     [
         (lambda data: data[:-1], "cut short: its tensors need"),
-        (lambda data: data[:30], "cut short: its header"),
-        (lambda data: data[:5], "not a safetensors file"),
-        (lambda data: b"", "not a safetensors file"),
-        (lambda data: b"<!DOCTYPE html><html>", "not a safetensors file"),
+        (lambda data: data[:30], "cut short: its header alone needs .*; copy or download it again"),
+        (lambda data: data[:5], "not a safetensors file, or is cut short; copy or download it again"),
+        (lambda data: b"", "is empty; copy or download it again"),
+        (lambda data: b"<!DOCTYPE html><html>", "a page of text that came in place of the file"),
+        (lambda data: b'{"error": "Unauthorized"}', "a page of text that came in place of the file"),
         (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         (lambda data: b"PK\x03\x04" + data, "pickled file with the wrong extension"),
         (lambda data: struct.pack("<Q", 4) + b"{{{{", "header cannot be read"),
@@ -130,7 +131,7 @@ def test_a_pickled_file_that_is_cut_short_is_named(tmp_path: Path, keep: int, zi
     path = tmp_path / "cut.ckpt"
     torch.save({"a": torch.zeros(8, 8)}, path, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"cut\.ckpt is not a file of weights, or is cut short"):
+    with pytest.raises(ValueError, match=r"cut\.ckpt is not a file of weights, or is cut short; copy or download"):
         open_weights(path)
 
 

@@ -55,4 +55,6 @@ def test_what_is_off_in_a_file_may_be_a_flag_of_another_script(
     file.write_text("cache_text_encoder_outputs = false\nae = ''\nseed = 3\n", encoding="utf-8")
     assert read(f"--config_file={file}").values()["seed"] == 3
     file.write_text("cache_text_encoder_outputs = true\n", encoding="utf-8")
-    assert "cache_text_encoder_outputs is not a flag of this script but of" in refused(*base, f"--config_file={file}")[0]
+    assert (
+        "cache_text_encoder_outputs is not a flag of this script but of" in refused(*base, f"--config_file={file}")[0]
+    )

@@ -196,3 +196,18 @@ def test_a_rate_beyond_all_measure_ends_the_script_with_5(small_sd: DemoFolder, 
     last = done.stderr.strip().split("\n")[-1]
     assert "not finite" in last and "a learning rate of 1e+30 is high" in last
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("flag", ["network_weights", "base_weights"])
+def test_a_network_that_is_not_whole_ends_the_run_before_anything_is_cached(
+    small_sd: DemoFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    file = tmp_path / "cut.safetensors"
+    file.write_bytes(small_sd.checkpoint.read_bytes()[:5000])
+
+    class Early(SmallTrainer):
+        def load_data(self) -> None:
+            raise AssertionError("the run went on")
+
+    assert Early(small_settings(small_sd, tmp_path, f"--{flag}", str(file))).run() == 1
+    assert f"--{flag}: {file} is cut short" in last_line(capsys)

@@ -51,3 +51,24 @@ def test_a_file_of_another_kind_is_refused_with_what_it_is(key: str, meaning: st
         check_known([key], ["lora_unet_mid_block"], "other.safetensors")
     assert "other.safetensors" in str(error.value)
     assert key in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "own", "dialect"),
+    [
+        ("lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_input_blocks_4_1_proj_in", "FLUX"),
+        ("lora_unet_input_blocks_4_1_proj_in", "lora_unet_double_blocks_0_img_attn_qkv", "SDXL"),
+        ("oft_unet_double_blocks_0_img_attn_qkv", "oft_unet_input_blocks_4_1_proj_in", "unknown"),
+    ],
+)
+def test_a_file_of_another_family_is_refused_though_both_have_one_text_encoder(
+    theirs: str, own: str, dialect: str
+) -> None:
+    shared = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
+    found = [f"{shared}.lora_up.weight", f"{theirs}.lora_up.weight"]
+    with pytest.raises(ValueError, match=f"other.safetensors: only layers of text encoders.*{dialect}.*{theirs}"):
+        check_known(found, [shared, own], "other.safetensors")
+    assert check_known([f"{shared}.alpha", f"{own}.alpha", f"{theirs}.alpha"], [shared, own], "f") == [
+        f"{theirs}.alpha"
+    ]
+    assert check_known([f"{shared}.alpha"], [shared, own], "f") == []
