@@ -115,11 +115,6 @@ class DatasetConfig:
     file: Path | None = None
     """The dataset file, None when the folders came from the command line."""
 
-    @property
-    def holds_out(self) -> bool:
-        """Whether any dataset asks for validation images."""
-        return any(dataset.validation_split > 0 for dataset in self.datasets)
-
 
 def read_dataset_config(
     dataset: DatasetFlags,

@@ -76,11 +76,6 @@ class TrainingSet(Dataset[Batch]):
         """Whether every image has latents in memory or on disk."""
         return all(item.latents or item.latents_file for dataset in self.datasets for item in dataset.items)
 
-    @property
-    def text_cached(self) -> bool:
-        """Whether every caption is cached in encoded form."""
-        return all(dataset.text_cache for dataset in self.datasets)
-
     def __len__(self) -> int:
         return self.num_batches
 

@@ -78,11 +78,7 @@ def _weight_files(part: str) -> list[str]:
 
 def _hub_files(files: Sequence[str]) -> list[str]:
     """Of the files of a repository, those that are read: one file of weights for each part, and what is small."""
-    chosen = [
-        name
-        for name in files
-        if name.startswith(("tokenizer/", "tokenizer_2/")) or name.endswith(("config.json", "_index.json"))
-    ]
+    chosen = [name for name in files if name.startswith(_TOKENIZERS) or name.endswith(("config.json", "_index.json"))]
     for part in _WEIGHT_NAMES:
         candidates = [f"{part}/{name}" for name in _weight_files(part)]
         # An autoencoder may have a repository of its own.

@@ -52,11 +52,12 @@ def announce(
     num_processes: int,
     seed: int,
     warnings: Sequence[str] = (),
-    first_step: int = 0,
+    first_step: int,
 ) -> PageFacts:
     """Log the settings in force, what is trained, some captions and the plan; the page gets the same tables.
 
-    `file_size` is that of files which hold more than what is trained, in bytes.
+    `file_size` is that of files which hold more than what is trained, in bytes. A run that continues has done
+    `first_step` steps already.
 
     A disk that is too full for the files to come is a warning.
     """

@@ -197,8 +197,14 @@ class Trainer(ABC):
     def announce(self, groups: ParameterGroups) -> PageFacts:
         """Say what this run is going to do."""
         parts = (self.settings, self.arch, self.data, self.plan, groups, self.previews)
-        known = {"file_size": self.file_size(), "num_processes": self.accelerator.num_processes}
-        return announce(*parts, **known, seed=self.seed, warnings=self.warnings)
+        return announce(
+            *parts,
+            file_size=self.file_size(),
+            num_processes=self.accelerator.num_processes,
+            seed=self.seed,
+            first_step=self.state.step,
+            warnings=self.warnings,
+        )
 
     def dry_run(self) -> None:
         """All that can be known without weights: mistakes, the plan, and the memory it will take."""

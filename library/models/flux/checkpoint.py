@@ -110,7 +110,7 @@ def load_controlnet(
         file = with_scales(opened)
         sources = flux_sources(file)
         if not any(name.startswith("controlnet_blocks.") for name in sources):
-            raise ValueError(f"--controlnet_model_name_or_path: {path} is {_what(file, path)}, not a FLUX ControlNet")
+            raise ValueError(f"--controlnet_model_name_or_path: {path} is {_what(file)}, not a FLUX ControlNet")
         if "pos_embed_input.weight" not in sources:
             raise ValueError(
                 f"--controlnet_model_name_or_path: {path} is a ControlNet of diffusers, which is another network: "
@@ -151,11 +151,11 @@ def _checked_sources(file: WeightFile, path: Path) -> dict[str, Source]:
         raise ValueError(f"{path} is {other.name}, not FLUX.1 or Chroma: {other.cure}")
     sources = flux_sources(file)
     if not any(name.startswith("double_blocks.") for name in sources):
-        raise ValueError(f"{path} is {_what(file, path)}, not a FLUX.1 or Chroma transformer")
+        raise ValueError(f"{path} is {_what(file)}, not a FLUX.1 or Chroma transformer")
     return sources
 
 
-def _what(file: WeightFile, path: Path) -> str:
+def _what(file: WeightFile) -> str:
     """What a file that is not wanted is, as far as its keys tell."""
     keys = file.keys()
     kind = kind_of(keys, [*without([]), *PARTS])

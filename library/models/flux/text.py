@@ -82,11 +82,7 @@ def _clip_sources(file: WeightFile, path: Path) -> dict[str, Source]:
     keys = file.keys()
     if kind_of(keys, MODELS) is not None or not any("token_embedding." in key for key in keys):
         raise ValueError(f"--clip_l: {path} is {_what(file)}, not the text encoder CLIP-L")
-    return {
-        name: source
-        for name, source in clip_sources(file).items()
-        if name not in ("text_projection.weight", "logit_scale")
-    }
+    return {name: source for name, source in clip_sources(file).items() if name not in _CLIP_UNUSED}
 
 
 def _t5_sources(file: WeightFile, path: Path) -> dict[str, Source]:

@@ -15,7 +15,6 @@ FOLDER_FIRST_KEY = "conv_in.weight"
 """The first weight of the U-Net in a folder of diffusers."""
 CLIP_PREFIX = "conditioner.embedders.0.transformer."
 OPENCLIP_PREFIX = "conditioner.embedders.1.model."
-PROJECTION = "text_projection"
 PROJECTION_KEYS = {"text_projection": False, "text_projection.weight": True}
 """Key of the projection of the pooled text -> whether it is stored as a linear layer has it, [out, in]."""
 

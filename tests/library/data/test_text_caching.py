@@ -92,9 +92,9 @@ def test_a_batch_holds_what_the_encoder_says_of_its_captions(
     training_set: Load, fmt: TextFormat, to_disk: bool
 ) -> None:
     data = training_set(PLAIN)
-    assert not data.text_cached
+    assert not any(dataset.text_cache for dataset in data.datasets)
     fill(data, fmt, to_disk=to_disk)
-    assert data.text_cached
+    assert all(dataset.text_cache for dataset in data.datasets)
     batch = data[BatchRequest(0, (0, 3, 6), (1, 2, 3), 1, 0, 1)]
     assert batch.captions == [f"subject {number}, red, round, small" for number in (0, 3, 6)]
     expected = Encoder(fmt)(batch.captions)
@@ -147,7 +147,7 @@ def test_of_several_lines_the_first_is_encoded(training_set: Load, folder: Path)
 def test_a_second_run_encodes_nothing(training_set: Load) -> None:
     assert len(fill(training_set(PLAIN)).texts) == 10
     data = training_set(PLAIN)
-    assert fill(data).texts == [] and data.text_cached
+    assert fill(data).texts == [] and all(dataset.text_cache for dataset in data.datasets)
 
 
 def test_only_the_edited_caption_is_encoded_again(training_set: Load, folder: Path) -> None:

@@ -122,7 +122,7 @@ def test_encoded_captions_are_those_of_a_step_without_a_cache(demo: DemoFolder) 
     config = read_dataset_config(settings[DatasetFlags], settings[CaptionFlags], bucket_multiple=arch.bucket_multiple)
     data = load_training_set(config)
     fill_all_text(settings, arch, data, make_accelerator(settings))
-    assert WithTextCache.loads == ["text encoders"] and data.text_cached
+    assert WithTextCache.loads == ["text encoders"] and all(dataset.text_cache for dataset in data.datasets)
     batch = data[BatchRequest(0, tuple(data.datasets[0].buckets[0].items[:2]), (1, 2), 1, 0, 1)]
     encoders = arch.load_text_encoders(torch.float32, torch.device("cpu"))
     expected = arch.encode_text(encoders, arch.tokenize(batch.captions))

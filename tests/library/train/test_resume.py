@@ -112,6 +112,7 @@ def test_a_run_resumed_twice_is_made_longer_and_keeps_its_numbers(runs: TinyRuns
     assert "not the one that was saved" not in caplog.text
     assert equal(runs.weights("whole"), runs.weights("third"))
     assert (trainer.state.epoch, trainer.state.step, trainer.state.micro_step) == (3, 9, 18)
+    assert trainer.progress.page is not None and trainer.progress.page.facts.first_step == 5
     assert runs.names("second") == [
         "small-state",
         "small-step00000005-state",
