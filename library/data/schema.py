@@ -11,6 +11,7 @@ import toml
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from library.data.kinds import kind_mistakes
+from library.flags.config_file import BROKEN_PATH, PATHS_IN_TOML
 
 Interpolation = Literal["lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box"]
 
@@ -34,6 +35,8 @@ def _least_and_most(value: Any) -> Any:
 
 
 def _name_of_a_place(value: Any) -> Any:
+    if isinstance(value, str) and BROKEN_PATH.match(value):
+        raise ValueError(f"the name of a folder or file: {PATHS_IN_TOML}")
     if isinstance(value, str) and (not value.strip() or "\0" in value):
         raise ValueError("the name of a folder or file")
     return value
@@ -209,7 +212,7 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         content = toml.loads(text) if kind == ".toml" else json.loads(text, object_pairs_hook=_without_twins)
     except BROKEN as error:
-        hint = "; Windows paths go in single quotes: 'C:\\images'" if kind == ".toml" and "\\" in text else ""
+        hint = f"; {PATHS_IN_TOML}" if kind == ".toml" and "\\" in text else ""
         raise ValueError(f"{path}: not a valid {kind} file: {error}{hint}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected tables general and datasets, got a {type(content).__name__}")

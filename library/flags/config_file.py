@@ -1,5 +1,6 @@
 """`--config_file` and `--output_config`: settings read from and written to TOML."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass
 from pathlib import Path
@@ -28,6 +29,10 @@ UNUSED = {"dynamo_backend": "no"}
 NETWORK_ARGS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 NOT_WRITTEN = ("config_file", "output_config", "wandb_api_key")
 
+PATHS_IN_TOML = "in TOML a path with \\ stands in 'single quotes'"
+# What is left of C:\train or D:\new in double quotes, where \t and \n are a tab and a line break.
+BROKEN_PATH = re.compile(r"[A-Za-z]:[\b\t\n\f\r]")
+
 
 def config_path(name: str) -> Path:
     """The file that `--config_file name` means."""
@@ -43,7 +48,7 @@ def read_config_file(path: Path, command_line: CommandLine) -> Reading:
         reading.errors.append(f"--config_file: there is no file {path}")
         return reading
     except (OSError, UnicodeDecodeError, toml.TomlDecodeError, IndexError) as error:
-        hint = "; in TOML a path with \\ stands in 'single quotes'" if isinstance(error, toml.TomlDecodeError) else ""
+        hint = f"; {PATHS_IN_TOML}" if isinstance(error, toml.TomlDecodeError) else ""
         reading.errors.append(f"{path} cannot be read as TOML: {error}{hint}")
         return reading
     for key, value in _flatten(content, path, reading.warnings).items():
@@ -56,6 +61,7 @@ def read_config_file(path: Path, command_line: CommandLine) -> Reading:
             reading.errors.append(f"{path}: {cure if key in NETWORK_ARGS else command_line.unknown(key, key)}")
             continue
         try:
+            _refuse_broken_paths(value)
             words = words_for(command_line.flags[key], value)
             reading.values.update(command_line.read_flag(words) if words else {})
         except ValueError as error:
@@ -89,6 +95,12 @@ def _flatten(content: Mapping[str, Any], path: Path, warnings: list[str]) -> dic
             warnings.append(f"{path}: {key} stands there twice; the one {place} is used")
         flat.update(inner)
     return flat
+
+
+def _refuse_broken_paths(value: Any) -> None:
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, str) and BROKEN_PATH.match(part):
+            raise ValueError(f"{part!r} is no path: {PATHS_IN_TOML}")
 
 
 def _as_toml(value: Any) -> Any:

@@ -95,6 +95,10 @@ TOML: dict[str, tuple[str, tuple[str, ...]]] = {
     "table without an end": ("[[datasets\nresolution = 64\n", ("not a valid .toml",)),
     "key twice": (DATASET + "resolution = 96\n" + SUBSET, ("not a valid .toml",)),
     "table twice": ("[general]\n[general]\n" + DATASET + SUBSET, ("not a valid .toml",)),
+    "path of Windows that TOML can read": (
+        DATASET + '[[datasets.subsets]]\nimage_dir = "C:\\train\\new"\n',
+        ("image_dir", "single quotes"),
+    ),
     "path of Windows": (DATASET + '[[datasets.subsets]]\nimage_dir = "C:\\images\\new"\n', ("single quotes",)),
     "list of mixed brackets": (DATASET + "batch_size = [1, 2}\n" + SUBSET, ("not a valid .toml",)),
     "a lone bracket": ("[\n", ("not a valid .toml",)),

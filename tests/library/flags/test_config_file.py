@@ -164,3 +164,11 @@ def test_output_config_overwrites_nothing(tmp_path: Path, capsys: pytest.Capture
 
 def test_output_config_needs_a_file_to_write(refused: Refused) -> None:
     assert refused("--output_config")[0] == "--output_config needs --config_file, the file to write"
+
+
+@pytest.mark.parametrize("line", ['output_dir = "C:\\train\\new"', 'base_weights = ["D:\\first.safetensors"]'])
+def test_a_path_of_windows_that_became_tabs_and_line_breaks_is_refused(
+    refused: Refused, write: Callable[[str], str], line: str
+) -> None:
+    mistakes = refused(write(line))
+    assert any(line.split()[0] in mistake and "'single quotes'" in mistake for mistake in mistakes)
