@@ -237,3 +237,19 @@ def test_flags_that_a_script_does_not_have_break_no_rule() -> None:
     assert settings[StepFlags].seed == 1
     with pytest.raises(KeyError):
         settings[ModelFlags]
+
+
+@pytest.mark.parametrize(
+    ("pair", "cure"),
+    [
+        ("network_dim=8", "give --network_dim=8"),
+        ("neuron_dropout=0.1", "give --network_dropout=0.1"),
+        ("multiplier=2", "set by the run"),
+        ("foo", "expected key=value"),
+    ],
+)
+def test_network_args_that_the_trainer_says_itself_are_refused_with_the_flag(
+    refused: Callable[..., list[str]], base: list[str], pair: str, cure: str
+) -> None:
+    (mistake,) = refused(*base, "--network_args", "conv_dim=4", pair)
+    assert mistake.startswith("--network_args: ") and cure in mistake
