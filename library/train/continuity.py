@@ -21,8 +21,9 @@ from library.flags.optimizer import OptimizerFlags, SchedulerFlags
 from library.flags.output import EmaFlags, HubFlags, OutputFlags
 from library.flags.run import PrecisionFlags, StepFlags
 from library.flags.settings import Settings
+from library.train.division import Division
 from library.train.optimizer import known_name
-from library.train.resume import Parts, Past, move_schedule, read_past, restore
+from library.train.resume import Parts, Past, check_division, move_schedule, read_past, restore
 from library.train.state import Plan, TrainState
 
 logger = logging.getLogger(__name__)
@@ -57,14 +58,18 @@ MUST_AGREE = frozenset(["network_module", "optimizer_type"])
 """Flags that, changed, leave nothing that the saved numbers could be loaded into."""
 
 
-def past_of(settings: Settings) -> Past | None:
-    """The state that --resume names, fetched from the hub with --resume_from_huggingface; None for a new run."""
+def past_of(settings: Settings, division: Division | None) -> Past | None:
+    """The state that --resume names, fetched from the hub with --resume_from_huggingface; None for a new run.
+
+    `division` is how this run divides the state of its optimizer; ValueError for a state that was divided otherwise.
+    """
     name = settings[OutputFlags].resume
     if not name:
         return None
     hub = settings[HubFlags]
     folder = download_folder(name, hub.huggingface_token) if hub.resume_from_huggingface else Path(name)
     past = read_past(folder)
+    check_division(past, division)
     logger.info("resuming from %s: step %d, epoch %d", folder, past.position.step, past.position.epoch)
     return past
 

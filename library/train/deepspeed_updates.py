@@ -15,6 +15,7 @@ from library.flags.optimizer import OptimizerFlags
 from library.flags.run import DistributedFlags, StepFlags
 from library.flags.settings import Settings
 from library.train.accelerator import from_first_rank
+from library.train.division import Division
 from library.train.state import ParameterGroups, Plan
 from library.train.updates import Updates
 
@@ -46,11 +47,6 @@ class DeepSpeedUpdates(Updates):
         inner: Optimizer = self.optimizer.optimizer
         return inner
 
-    @property
-    def has_whole_state(self) -> bool:
-        """Whether a rank alone can save the optimizer, whose state ZeRO 1 and 2 divide."""
-        return not self._divides
-
     def backward(self, loss: Tensor, completes: bool) -> None:
         """Differentiate one batch; with the last one of an update gradients are averaged over the ranks."""
         self._engine.set_gradient_accumulation_boundary(completes)
@@ -72,6 +68,11 @@ class DeepSpeedUpdates(Updates):
             self._engine.step()
         self.schedule.step()
 
+    def take_weights(self) -> None:
+        """Bring the copies up to date that the optimizer works on, where they are divided."""
+        if self._divides:
+            self._engine.optimizer.refresh_fp32_params()
+
     def retire(self, group: int) -> None:
         """Refused before the run begins: the engine's buffers are for all of it."""
         raise ValueError(f"--deepspeed cannot leave group {group} as it is before the run ends: drop one of both flags")
@@ -83,6 +84,15 @@ class DeepSpeedUpdates(Updates):
             if parameter.grad is not None:
                 parameter.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         return norm
+
+
+def division_of(settings: Settings, accelerator: Accelerator) -> Division | None:
+    """How the optimizer's state is divided in a run with these settings."""
+    flags = settings[DistributedFlags]
+    if not flags.deepspeed or flags.zero_stage == 0:
+        return None
+    processes = (accelerator.num_processes, accelerator.process_index, accelerator.device)
+    return Division(f"--deepspeed --zero_stage={flags.zero_stage}", *processes)
 
 
 def engine_config(settings: Settings) -> dict[str, Any]:

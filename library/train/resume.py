@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from library.files.atomic import replacing_folder
 from library.files.weights import describe_keys, open_weights
+from library.train.division import Division, described, file_names
 from library.train.ema import MovingWeights
 from library.train.saving import Writer, snapshot
 from library.train.scheduler import Schedule
@@ -46,6 +47,10 @@ class Past:
     """What the run depended on, see `library.train.continuity`."""
     validation: Mapping[str, Any] | None = None
     """The lowest validation loss so far."""
+    divided_by: str | None = None
+    """As `Division.way`; None for an optimizer whose state is in one file."""
+    ranks: int = 1
+    """The processes that it was divided among."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Parts:
     scaler: GradScaler | None = None
     average: MovingWeights | None = None
     validation: Validation | None = None
+    division: Division | None = None
+    """Of the optimizer's state, if other ranks have parts of it."""
 
 
 def read_past(folder: str | Path) -> Past:
@@ -66,9 +73,7 @@ def read_past(folder: str | Path) -> Past:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"--resume {folder}: there is no such folder; give a folder whose name ends in -state")
-    missing = [name for name in (RECORD, WEIGHTS, OPTIMIZER) if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"--resume {folder} is not a complete state: {', '.join(missing)} is missing")
+    _check_files(folder, RECORD, WEIGHTS)
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if record.get("format") != FORMAT:
@@ -77,15 +82,35 @@ def read_past(folder: str | Path) -> Past:
                 f"{folder / WEIGHTS} and --initial_step {record.get('current_step', 'N')}"
             )
         position = TrainState(**{f.name: int(record["position"][f.name]) for f in fields(TrainState)})
-        return Past(
-            folder, position, int(record["seed"]), bool(record["finished"]), record["facts"], record.get("validation")
-        )
+        divided = record.get("divided") or {"by": None, "ranks": 1}
+        known = (int(record["seed"]), bool(record["finished"]), record["facts"], record.get("validation"))
+        past = Past(folder, position, *known, divided["by"], int(divided["ranks"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"--resume {folder}: {RECORD} cannot be used: {error}") from error
+    _check_files(folder, *([OPTIMIZER] if past.divided_by is None else file_names(past.ranks)))
+    return past
+
+
+def check_division(past: Past, division: Division | None) -> None:
+    """Raise ValueError when the state of the optimizer was divided in another way than that of this run is."""
+    now = (None, 1) if division is None else (division.way, division.ranks)
+    if (past.divided_by, past.ranks) != now:
+        raise ValueError(
+            f"--resume {past.folder}: the state of its optimizer is {described(past.divided_by, past.ranks)}, and that "
+            f"of this run is {described(*now)}: resume it as it was saved, or begin a new run from the weights that "
+            "were saved with it"
+        )
 
 
 def state_writer(parts: Parts, position: TrainState, seed: int, facts: Mapping[str, Any], finished: bool) -> Writer:
-    """Take everything as it is now; the answer writes it to a folder, in a thread of its own."""
+    """Take everything as it is now; the answer writes it to a folder, in a thread of its own.
+
+    Where the optimizer's state is divided all ranks call this, and the answer of the first one writes every part.
+    """
+    optimizer, division = _taken(_inner(parts.optimizer).state_dict()), parts.division
+    divided = {} if division is None else division.gather(optimizer)
+    if division is not None and division.rank > 0:
+        return lambda path: None
     record = {
         "current_epoch": position.epoch,
         "current_step": position.step,
@@ -93,12 +118,15 @@ def state_writer(parts: Parts, position: TrainState, seed: int, facts: Mapping[s
         "position": asdict(position),
         "seed": seed,
         "finished": finished,
+        "divided": None if division is None else {"by": division.way, "ranks": division.ranks},
         "facts": dict(facts),
         "validation": None if parts.validation is None else parts.validation.state_dict(),
     }
     weights = snapshot(trained_tensors(parts.modules), None)
     average = None if parts.average is None else snapshot(parts.average.state(), None)
-    pickled = {OPTIMIZER: _taken(_inner(parts.optimizer).state_dict()), SCHEDULE: _taken(parts.schedule.state_dict())}
+    pickled = {SCHEDULE: _taken(parts.schedule.state_dict())}
+    if division is None:
+        pickled[OPTIMIZER] = optimizer
     if parts.scaler is not None:
         pickled[SCALER] = _taken(parts.scaler.state_dict())
 
@@ -110,6 +138,8 @@ def state_writer(parts: Parts, position: TrainState, seed: int, facts: Mapping[s
             for name, content in pickled.items():
                 if content:
                     torch.save(content, folder / name)
+            for name, part in divided.items():
+                part.numpy().tofile(folder / name)
             (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
     return write
@@ -126,7 +156,8 @@ def restore(parts: Parts, past: Past, new_arguments: Collection[str] = ()) -> No
     """
     try:
         _restore_weights(parts.modules, past.folder / WEIGHTS)
-        rates = _restore_optimizer(_inner(parts.optimizer), _unpickled(past.folder / OPTIMIZER), new_arguments)
+        file = OPTIMIZER if parts.division is None else parts.division.file
+        rates = _restore_optimizer(_inner(parts.optimizer), _unpickled(past.folder / file), new_arguments)
         if (past.folder / SCHEDULE).is_file():
             _restore_schedule(parts.schedule, _inner(parts.optimizer), _unpickled(past.folder / SCHEDULE), rates)
         if parts.scaler is not None and (past.folder / SCALER).is_file():
@@ -164,6 +195,12 @@ def move_schedule(schedule: Schedule, optimizer: Optimizer, step: int) -> None:
     for group, rate in zip(_inner(optimizer).param_groups, rates, strict=True):
         group["lr"] = rate
     schedule._last_lr = rates
+
+
+def _check_files(folder: Path, *names: str) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"--resume {folder} is not a complete state: {', '.join(missing)} is missing")
 
 
 def _restore_weights(modules: Sequence[nn.Module], path: Path) -> None:

@@ -75,12 +75,12 @@ class Saver:
     def due_at_step(self, step: int, asked: object = None) -> bool:
         """Whether a file is wanted after optimizer step `step`, 1 for the first, or was `asked` for."""
         every = self.flags.save_every_n_steps
-        return self.is_main_process and (bool(asked) or (every is not None and step % every == 0))
+        return bool(asked) or (every is not None and step % every == 0)
 
     def due_at_epoch(self, epoch: int) -> bool:
         """Whether a file is wanted after `epoch`, 1 for the first; the last epoch's is the last file."""
         every = self.every_epochs
-        return self.is_main_process and every is not None and epoch % every == 0 and epoch < self.num_epochs
+        return every is not None and epoch % every == 0 and epoch < self.num_epochs
 
     def save_step(self, writers: Mapping[str, Writer], step: int) -> None:
         """Save `..-step00000100`, and delete the file that has left the last --save_last_n_steps steps."""

@@ -27,6 +27,7 @@ from library.models.architecture import Architecture, ImageRequest
 from library.train.accelerator import agreed_seed, make_accelerator, start_trackers, trained_dtype, weight_dtype
 from library.train.caches import refuse_what_changes
 from library.train.continuity import first_position, go_on, past_of, run_facts
+from library.train.deepspeed_updates import division_of
 from library.train.dry_run import META, check_output_folder, models_without_weights, report_memory
 from library.train.ending import ending_of, exit_code_of
 from library.train.exit_codes import ExitCode, from_data, marked
@@ -126,7 +127,8 @@ class Trainer(ABC):
         with marked(ExitCode.SETTINGS):
             self.accelerator = make_accelerator(self.settings)
             self.device = self.accelerator.device
-            self.past = past_of(self.settings)
+            self.division = division_of(self.settings, self.accelerator)
+            self.past = past_of(self.settings, self.division)
             given = self.settings[StepFlags].seed
             self.seed = agreed_seed(self.past.seed if self.past is not None and given is None else given)
             set_seed(self.seed)
@@ -190,7 +192,7 @@ class Trainer(ABC):
         output, main = self.settings[OutputFlags], self.accelerator.is_main_process
         self.saver = make_saver(self.settings, self.plan.epochs, main, self.check_file)
         taken = (self.state, self.updates, self.watch, self.write_checkpoint, self.state_now)
-        self.keeping = Keeping(output, self.saver, *taken)
+        self.keeping = Keeping(output, self.saver, *taken, divided=self.division is not None)
         self.requests = Requests(self.saver.directory, main, self.device)
         self.known = RunFacts.of(self.plan, self.accelerator.num_processes, self.seed)
 
@@ -224,10 +226,11 @@ class Trainer(ABC):
         """At step 0, or where an earlier run stood."""
         updates = self.updates
         moving = (updates.optimizer, updates.schedule, self.accelerator.scaler, updates.average)
-        self.parts = Parts(self.trained.modules(), *moving, self.validation)
+        self.parts = Parts(self.trained.modules(), *moving, self.validation, self.division)
         self.facts = run_facts(self.settings, self.data, self.accelerator.num_processes, self.seed)
         self.state = first_position(self.settings, self.plan, self.past)
         go_on(self.parts, self.state, self.past, self.facts)
+        updates.take_weights()
         updates.stand_at(self.state.step)
 
     def run_epochs(self) -> None:
@@ -318,7 +321,7 @@ class Trainer(ABC):
         with self.progress.aside(), evaluating(self.updates.optimizer):
             improved = self.validation.measure(self.models, self.trained, self.state.step)
         self.validation.report(self.progress, occasion, self.state.epoch)
-        if improved and self.accelerator.is_main_process:
+        if improved:
             self.keeping.best(epoch)
 
     def preview(self, epoch: int | None) -> None:
@@ -335,7 +338,7 @@ class Trainer(ABC):
 
     def finish(self) -> None:
         """The last file, and every thread joined."""
-        if self.accelerator.is_main_process and not self.requests.last.ends_run:
+        if not self.requests.last.ends_run:
             self.validation.say_why()
             self.keeping.last()
         self.progress.log_saves(self.saver.handed_over, self.state.step)

@@ -58,11 +58,6 @@ class Updates(ABC):
         """The one whose `step` is called: schedules look at that."""
         return self.optimizer
 
-    @property
-    def has_whole_state(self) -> bool:
-        """Whether the first rank alone can save all that a run needs to go on."""
-        return True
-
     @abstractmethod
     def backward(self, loss: Tensor, completes: bool) -> None:
         """Differentiate the loss of one batch; it counts for one part of as many as are accumulated.
@@ -83,6 +78,9 @@ class Updates(ABC):
         for group in [group for group, end in self._ends.items() if step >= end]:
             del self._ends[group]
             self.retire(group)
+
+    def take_weights(self) -> None:  # noqa: B027 - most have them nowhere else
+        """Called when weights have been written from outside, as by --resume."""
 
     @abstractmethod
     def retire(self, group: int) -> None:

@@ -3,8 +3,13 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+
+def always() -> bool:
+    """A condition that holds for all settings."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -14,7 +19,9 @@ class Rule:
     name: str
     holds: Callable[..., bool]
     message: str
-    """May name the flags it reads in braces."""
+    """May name flags in braces."""
+    when: Callable[..., bool] = always
+    """What has to hold as well, with parameters of its own; see `under`."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +51,14 @@ class Rules:
         return Rules(self.mistakes + other.mistakes, self.doubts + other.doubts, self.consequences + other.consequences)
 
 
+def under(when: Callable[..., bool], *rules: Rule) -> tuple[Rule, ...]:
+    """The `rules`, with a condition that they share."""
+    return tuple(replace(rule, when=when) for rule in rules)
+
+
 def broken(rules: Sequence[Rule], values: Mapping[str, Any], failed: AbstractSet[str] = frozenset()) -> list[str]:
     """Messages of the rules that hold. A rule about a flag that is not there, or whose value failed, is left out."""
-    return [rule.message.format_map(values) for rule in rules if _holds(rule, values, failed)]
+    return [rule.message.format_map(values) for rule in rules if _hold((rule.when, rule.holds), values, failed)]
 
 
 def with_consequences(
@@ -56,16 +68,17 @@ def with_consequences(
     changed = dict(values)
     messages = []
     for consequence in consequences:
-        if _holds(consequence, changed, failed):
+        if _hold((consequence.holds,), changed, failed):
             messages.append(consequence.message.format_map(changed))
             value = consequence.value
             changed[consequence.flag] = value(*_read(value, changed)) if callable(value) else value
     return changed, messages
 
 
-def _holds(rule: Rule | Consequence, values: Mapping[str, Any], failed: AbstractSet[str]) -> bool:
-    readable = all(name in values and name not in failed for name in _names(rule.holds))
-    return readable and rule.holds(*_read(rule.holds, values))
+def _hold(conditions: Sequence[Callable[..., bool]], values: Mapping[str, Any], failed: AbstractSet[str]) -> bool:
+    names = [name for condition in conditions for name in _names(condition)]
+    readable = all(name in values and name not in failed for name in names)
+    return readable and all(condition(*_read(condition, values)) for condition in conditions)
 
 
 def _names(function: Callable[..., Any]) -> list[str]:

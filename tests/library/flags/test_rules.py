@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from library.flags.rules.every_run import EVERY_RUN
-from library.flags.rules.rule import Consequence, Rule, Rules, broken
+from library.flags.rules.rule import Consequence, Rule, Rules, broken, under
 from library.flags.settings import Settings, read_settings
 from library.flags.trainers import TRAIN_NETWORK
 
@@ -98,7 +98,7 @@ DIVIDED = {
     "8-bit optimizers on the CPU": "--offload_optimizer_device=cpu --optimizer_type=AdamW8bit",
     "scaling weights that are divided": "--scale_weight_norms=1",
     "arguments that need whole gradients": "--network_args module_dropout=0.1",
-    "states of a divided optimizer": "--save_state",
+    "an optimizer that DeepSpeed replaces": "--optimizer_type=torch.optim.Adagrad --zero_stage=1",
 }
 """Mistakes beside --deepspeed."""
 MISSING = {"DeepSpeed is not installed", "DeepSpeed and an early end of the text encoder"}  # below
@@ -140,7 +140,8 @@ def test_settings_that_deepspeed_cannot_follow_are_refused(refused: Refused, bas
 @pytest.mark.parametrize(
     "words",
     [
-        "--zero_stage=1 --offload_optimizer_device=cpu",
+        "--zero_stage=1 --offload_optimizer_device=cpu --save_state",
+        "--zero_stage=0 --optimizer_type=torch.optim.Adagrad --save_state_on_train_end",
         "--zero_stage=0 --save_state --scale_weight_norms=1 --optimizer_type=Prodigy --network_args module_dropout=0.1",
         "--optimizer_type=Lion8bit --mixed_precision=bf16 --ema_decay=0.99",
     ],
@@ -199,6 +200,13 @@ def test_a_rule_is_left_out_when_it_reads_a_flag_that_is_not_there() -> None:
     assert broken([rule], {"a": 1, "b": 2}) == ["a=1"]
     assert broken([rule], {"a": 1}) == []
     assert broken([rule], {"a": 1, "b": 2}, failed={"b"}) == []
+
+
+def test_rules_under_a_condition_hold_only_with_it() -> None:
+    rules = under(lambda c: c == 3, Rule("a", lambda a: a == 1, "a and {c}"), Rule("always", lambda: True, "c"))
+    assert broken(rules, {"a": 1, "c": 3}) == ["a and 3", "c"]
+    assert broken(rules, {"a": 1, "c": 4}) == broken(rules, {"a": 1}) == []
+    assert broken(rules, {"a": 1, "c": 3}, failed={"c"}) == []
 
 
 def test_a_script_brings_rules_about_its_own_flags(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ from library.train.accelerator import (
     wanted_trackers,
     weight_dtype,
 )
+from library.train.division import Division
 
 
 @pytest.fixture(autouse=True)
@@ -221,7 +222,14 @@ def test_settings_are_shown_without_keys_and_without_absolute_paths() -> None:
 
 
 def one_rank(rank: int, folder: str) -> None:
-    """Comes back from two waits, the second of which lasts longer than any collective would stand."""
+    """Gives its part away; then comes back from two waits, of which one is longer than a collective would stand."""
+    meeting = Path(folder).joinpath("meeting").as_uri()
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    parts = Division("a flag", 2, rank, torch.device("cpu")).gather({"sum": torch.full((3,), float(rank))})
+    for name, content in parts.items():
+        content.numpy().tofile(Path(folder, f"{rank} has {name}"))
+    distributed.destroy_process_group()
+
     meeting = Path(folder).joinpath("store").as_uri()
     seconds = timedelta(seconds=1)
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=seconds)
@@ -232,10 +240,24 @@ def one_rank(rank: int, folder: str) -> None:
     Path(folder, f"{rank}.txt").write_text(str(time.monotonic() - started), encoding="utf-8")
 
 
-def test_ranks_wait_for_the_slowest_however_long_it_takes(tmp_path: Path) -> None:
-    multiprocessing.spawn(one_rank, (str(tmp_path),), nprocs=2)
-    waited = [float((tmp_path / f"{rank}.txt").read_text(encoding="utf-8")) for rank in (0, 1)]
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes left what they found."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    multiprocessing.spawn(one_rank, (str(folder),), nprocs=2)
+    return folder
+
+
+def test_ranks_wait_for_the_slowest_however_long_it_takes(two_ranks: Path) -> None:
+    waited = [float((two_ranks / f"{rank}.txt").read_text(encoding="utf-8")) for rank in (0, 1)]
     assert all(2.4 < seconds < 6 for seconds in waited), waited
+
+
+def test_the_parts_of_all_ranks_come_to_the_first_one(two_ranks: Path) -> None:
+    found = sorted(path.name for path in two_ranks.glob("* has *"))
+    assert found == ["0 has optimizer-1-of-2.bin", "0 has optimizer-2-of-2.bin"]
+    for rank, name in enumerate(found):
+        assert torch.load(two_ranks / name, weights_only=True)["sum"].tolist() == [float(rank)] * 3
 
 
 def test_one_process_waits_for_nobody() -> None:

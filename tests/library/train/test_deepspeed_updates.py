@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Iterator
@@ -11,49 +12,20 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import Tensor, distributed, nn
-from torch.optim import Optimizer
+from torch import distributed, nn
 
 from library.flags.optimizer import OptimizerFlags
 from library.flags.output import EmaFlags
 from library.flags.run import DistributedFlags, StepFlags
 from library.flags.settings import Settings
-from library.train.deepspeed_updates import DeepSpeedUpdates
+from library.train.deepspeed_updates import DeepSpeedUpdates, division_of
+from library.train.division import Division
 from library.train.state import ParameterGroups, Plan
 from library.train.updates import FlatUpdates, Updates
 from library.train.updating import updates_of_run
+from tests.stand_ins.deepspeed import Engine
 
 ACCUMULATION, MAX_NORM = 2, 0.05
-
-
-class Engine:
-    """What the updates use of `deepspeed.DeepSpeedEngine`, in one process; like it, ZeRO moves the parameters."""
-
-    def __init__(self, model: nn.Module, optimizer: Optimizer, config: dict[str, Any], dist_init_required: bool):
-        self.config, self.optimizer, self.dist_init_required = config, optimizer, dist_init_required
-        self.parameters = list(model.parameters())
-        self.boundaries: list[bool] = []
-        self.norm: Tensor | None = None
-        if config["zero_optimization"]["stage"]:
-            for parameter in self.parameters:
-                parameter.data = parameter.data.clone()
-
-    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
-        self.boundaries.append(is_boundary)
-
-    def backward(self, loss: Tensor) -> None:
-        (loss / self.config["gradient_accumulation_steps"]).backward()
-
-    def step(self) -> None:
-        assert self.boundaries[-1]
-        if self.config["gradient_clipping"]:
-            self.norm = nn.utils.clip_grad_norm_(self.parameters, self.config["gradient_clipping"])
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def get_global_grad_norm(self) -> float:
-        assert self.norm is not None
-        return float(self.norm)
 
 
 @pytest.fixture
@@ -145,10 +117,28 @@ def test_a_gradient_that_is_not_finite_moves_no_weight_in_zero_0(engines: list[E
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def test_only_zero_0_leaves_a_state_that_one_process_can_save(engines: list[Engine]) -> None:
-    assert updates(net(), deepspeed=True, zero_stage=0).has_whole_state
-    assert not updates(net(), deepspeed=True, zero_stage=1).has_whole_state
-    assert updates(net()).has_whole_state
+@pytest.mark.parametrize(("stage", "way"), [(0, None), (1, "--deepspeed --zero_stage=1")])
+def test_zero_1_and_2_divide_what_has_to_be_saved(stage: int, way: str | None) -> None:
+    settings = Settings.of(DistributedFlags(deepspeed=True, zero_stage=stage))
+    division = division_of(settings, Accelerator())
+    assert division == (None if way is None else Division(way, 1, 0, torch.device("cpu")))
+    assert division_of(Settings.of(), Accelerator()) is None
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_weights_that_are_written_from_outside_are_those_that_are_updated(stage: int, engines: list[Engine]) -> None:
+    one, other = net(), net()
+    first = updates(one, deepspeed=True, zero_stage=stage)
+    run(one, first)
+    second = updates(other, deepspeed=True, zero_stage=stage)
+    with torch.no_grad():
+        for target, source in zip(other.parameters(), one.parameters(), strict=True):
+            target.copy_(source)
+    second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+    second.schedule.load_state_dict(first.schedule.state_dict())
+    second.take_weights()
+    assert run(one, first) == run(other, second)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_weights_cannot_be_taken_out_of_the_engine(engines: list[Engine]) -> None:

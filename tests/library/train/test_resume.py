@@ -20,6 +20,9 @@ from tests.clients.continuing import TinyRuns, equal, tensors
 from tests.clients.training import SmallTrainer, common_words
 from tests.scripts.test_train_network import command_line, launch
 
+STAND_INS = Path(__file__).resolve().parents[2] / "stand_ins"
+"""With a module deepspeed, which the suite does without."""
+
 CACHED = ("--cache_latents", "--network_train_unet_only")
 FEATURES = {
     "accumulation, warm-up, cosine, dropout, LoRA+, average": (
@@ -239,6 +242,10 @@ TWO_RANKS = {
         *("SIGINT", "0", "--optimizer_type", "Adafactor", "--fused_backward_pass", "--cache_latents"),
         *("--optimizer_args", "relative_step=False", "--network_args", "module_dropout=0.3", FEW_LAYERS),
     ),
+    "ZeRO 2 divides the optimizer; SIGTERM for rank 1": (
+        *("SIGTERM", "1", "--deepspeed", "--zero_stage", "2", "--ema_decay", "0.8", "--cache_latents"),
+        *("--network_args", FEW_LAYERS),
+    ),
 }
 
 
@@ -258,6 +265,7 @@ def test_two_processes_that_one_signal_stops_continue_with_equal_bits(
         + options
         + ("--main_process_port", "0"),
         ACCELERATE_USE_CPU="true",
+        PYTHONPATH=str(STAND_INS),
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert "small.safetensors" not in runs.names("stopped")

@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from library.train.resume import Parts, move_schedule, read_past, restore, state_writer, trained_tensors
+from library.train import division
+from library.train.division import Division
+from library.train.resume import (
+    Parts,
+    check_division,
+    move_schedule,
+    read_past,
+    restore,
+    state_writer,
+    trained_tensors,
+)
 from library.train.scheduler import NoSchedule
 from library.train.state import Plan, TrainState
 
@@ -84,6 +95,79 @@ def test_code_in_a_state_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--resume .*optimizer\.bin holds more than numbers"):
         restore(parts, past)
     assert not (tmp_path / "ran").exists()
+
+
+def divided(rank: int, way: str = "--deepspeed --zero_stage=2", ranks: int = 2) -> Division:
+    return Division(way, ranks, rank, torch.device("cpu"))
+
+
+@pytest.fixture
+def module_and_parts(monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Linear, list[Parts]]:
+    """A module and what each of two ranks holds, whose optimizers have states of their own."""
+    module = nn.Linear(2, 2)
+    parts = []
+    for rank in (0, 1):
+        optimizer = SGD(module.parameters(), 0.1, momentum=0.9)
+        for parameter in module.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.full_like(parameter, float(rank + 1))
+        parts.append(replace(parts_of(module, optimizer), division=divided(rank)))
+    sent: list[Tensor] = []
+
+    def to_first_rank(own: Tensor, device: torch.device) -> list[Tensor]:
+        sent.insert(0, own.clone())  # the second rank goes first
+        return sent if len(sent) == 2 else []
+
+    monkeypatch.setattr(division, "to_first_rank", to_first_rank)
+    return module, parts
+
+
+def momenta(parts: Parts) -> set[float]:
+    return {float(value) for state in parts.optimizer.state.values() for value in state["momentum_buffer"].flatten()}
+
+
+def test_a_divided_state_is_one_folder_from_which_each_rank_takes_its_part(
+    module_and_parts: tuple[nn.Linear, list[Parts]], tmp_path: Path
+) -> None:
+    module, (first, second) = module_and_parts
+    saved(second, tmp_path / "m-state")
+    assert not list(tmp_path.iterdir())
+    past = read_past(saved(first, tmp_path / "m-state"))
+    names = {path.name for path in past.folder.iterdir()}
+    assert names == {"model.safetensors", "optimizer-1-of-2.bin", "optimizer-2-of-2.bin", "train_state.json"}
+    for rank in (0, 1):
+        fresh = replace(parts_of(module, SGD(module.parameters(), 0.1, momentum=0.9)), division=divided(rank))
+        restore(fresh, past)
+        assert momenta(fresh) == {float(rank + 1)}
+    (past.folder / "optimizer-2-of-2.bin").unlink()
+    with pytest.raises(ValueError, match=r"not a complete state: optimizer-2-of-2\.bin is missing"):
+        read_past(past.folder)
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (None, "is divided by --deepspeed --zero_stage=2 among 2 processes, and that of this run is whole"),
+        (divided(0, ranks=1), "zero_stage=2 among 2 processes, and .* by --deepspeed --zero_stage=2 among 1 process:"),
+        (divided(0, "--deepspeed --zero_stage=1"), "zero_stage=2 among 2 .* by --deepspeed --zero_stage=1 among 2 "),
+    ],
+)
+def test_a_state_that_was_divided_otherwise_is_refused_with_both_ways(
+    module_and_parts: tuple[nn.Linear, list[Parts]], tmp_path: Path, now: Division | None, said: str
+) -> None:
+    first, second = module_and_parts[1]
+    saved(second, tmp_path / "m-state")
+    past = read_past(saved(first, tmp_path / "m-state"))
+    check_division(past, divided(1))
+    with pytest.raises(ValueError, match=f"--resume .*m-state: the state of its optimizer .*{said}"):
+        check_division(past, now)
+
+
+def test_a_whole_state_is_refused_by_a_run_that_divides_its_own(tmp_path: Path) -> None:
+    module = nn.Linear(2, 2)
+    past = read_past(saved(parts_of(module, SGD(module.parameters(), 0.1)), tmp_path / "m-state"))
+    check_division(past, None)
+    with pytest.raises(ValueError, match=r"is whole, and that of this run is divided by --deepspeed --zero_stage=2"):
+        check_division(past, divided(0))
 
 
 def test_a_state_of_another_program_is_named_with_the_way_to_use_it(tmp_path: Path) -> None:
