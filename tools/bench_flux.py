@@ -50,6 +50,7 @@ def rows() -> Iterator[tuple[str, str, str]]:
         for count in SWAPS:
             exchanged = f"{REFERENCE_EXCHANGE[count]} GB" if form == "bf16" and count in REFERENCE_EXCHANGE else ""
             size = f"{uploaded_per_step(form, count) / GB:.1f} GB"
+            size += f", with --cpu_modulation {uploaded_per_step(form, count, cpu_modulation=True) / GB:.1f} GB"
             yield f"{form}, uploaded in a step, {count} blocks swapped", size, exchanged
 
 

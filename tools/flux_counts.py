@@ -22,8 +22,9 @@ from library.memory.checkpointing import Recompute, checkpoint_blocks
 from library.memory.copier import ElsewhereCopier
 from library.memory.fp8 import Format, Quantizer, Scaling
 from library.memory.frozen_layers import attach_frozen_layers, round_weights
+from library.memory.host_layers import attach_host_layers
 from library.models.architecture import double_and_single_swap_groups
-from library.models.flux.stream import DoubleStreamBlock, SingleStreamBlock
+from library.models.flux.stream import DoubleStreamBlock, Modulation, SingleStreamBlock
 from networks.core.adapter import Dropout, Strength, stand_in
 from networks.core.lora_adapter import LoraAdapter
 from step_counts import OperationCounter, make_fake
@@ -55,10 +56,10 @@ def block_counts(kind: str, form: str, recompute: Recompute, adapted: bool = Tru
     block, inputs = _block(kind, form, adapted, mode)
     flops = [FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU) for _ in range(2)]
     with mode, torch.autocast("cpu", torch.bfloat16):
-        kept = measured(block.forward, inputs).kept[recompute]
+        kept = measured(block.forward, inputs()).kept[recompute]
         checkpoint_blocks([block], recompute)
         with flops[0], OperationCounter() as forward:
-            answer = block(*inputs)
+            answer = block(*inputs())
         outputs = answer if isinstance(answer, tuple) else (answer,)
     with mode:
         gradients = [torch.empty_like(output) for output in outputs]
@@ -82,15 +83,20 @@ def step_counts(form: str, recompute: Recompute, adapted: bool = True) -> BlockC
     return BlockCounts(*totals)
 
 
-def uploaded_per_step(form: str, blocks_to_swap: int) -> int:
+def uploaded_per_step(form: str, blocks_to_swap: int, cpu_modulation: bool = False) -> int:
     """Bytes that come to the device in one step, by the real engine on blocks without content."""
     with torch.device("meta"):
         double = [_Still(_layers("double")) for _ in range(DOUBLE_BLOCKS)]
         single = [_Still(_layers("single")) for _ in range(SINGLE_BLOCKS)]
     blocks: list[nn.Module] = [*double, *single]
+    answers = 0
     for block in blocks:
         block.requires_grad_(False).to(torch.bfloat16)
         _round(block, form)
+        if cpu_modulation:
+            hosted = [part.lin for part in block.modules() if isinstance(part, Modulation)]
+            attach_host_layers(hosted, torch.device("meta"), torch.bfloat16)
+            answers += sum(layer.bias.nbytes for layer in hosted)  # as many numbers as they answer with
     groups = double_and_single_swap_groups(nn.ModuleList(double), nn.ModuleList(single), blocks_to_swap)
     starts = (0, DOUBLE_BLOCKS)
     streamed = [
@@ -106,7 +112,7 @@ def uploaded_per_step(form: str, blocks_to_swap: int) -> int:
         for block in blocks:
             x = block(x)
         x.backward()
-    return swap.loaded - before
+    return swap.loaded - before + answers
 
 
 class _Nowhere(ElsewhereCopier):
@@ -141,8 +147,8 @@ def _round(block: nn.Module, form: str) -> None:
     attach_frozen_layers(block, scales, lambda layer: isinstance(layer, nn.Linear))
 
 
-def _block(kind: str, form: str, adapted: bool, mode: FakeTensorMode) -> tuple[nn.Module, Sequence[Any]]:
-    """A block without content, with adapters in it, and what it is called with."""
+def _block(kind: str, form: str, adapted: bool, mode: FakeTensorMode) -> tuple[nn.Module, Callable[[], Sequence[Any]]]:
+    """A block without content, with adapters in it, and what calculates the tensors that it is called with."""
     with torch.device("meta"):
         block = _layers(kind).requires_grad_(False).to(torch.bfloat16)
     _round(block, form)
@@ -165,9 +171,9 @@ def _block(kind: str, form: str, adapted: bool, mode: FakeTensorMode) -> tuple[n
         def hidden(length: int) -> Tensor:
             return torch.empty(1, length, WIDTH, dtype=torch.bfloat16, requires_grad=True)
 
-        if kind == "double":
-            return block, (hidden(IMAGE_TOKENS), hidden(TEXT_TOKENS), vector, vector, rope, None)
-        return block, (hidden(tokens), vector, rope, None)
+        streams = [hidden(IMAGE_TOKENS), hidden(TEXT_TOKENS)] if kind == "double" else [hidden(tokens)]
+    layers = [part for part in block.children() if isinstance(part, Modulation)]
+    return block, lambda: (*streams, *(layer(vector) for layer in layers), rope, None)
 
 
 def _make_solid(block: nn.Module) -> None:

@@ -10,7 +10,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from library.memory.block_swap import BlockSwap, spread_evenly
+from library.memory.block_swap import BlockSwap, settle, spread_evenly
 from library.memory.checkpointing import Recompute, checkpoint_blocks
 from library.memory.compilation import compile_blocks
 from library.memory.copier import Copier, CudaCopier, make_copier
@@ -147,7 +147,7 @@ def _model(shape: FluxShape, variant: Variant, device: torch.device, copier: Cop
                 module._parameters[leaf] = _made_up(f"{name}.{leaf}", parameter, place, device, quantizer)
     attach_frozen_layers(model, {} if quantizer is None else quantizer.scales, lambda layer: id(layer) in away)
     if streamed:
-        BlockSwap(blocks, streamed, copier).settle(model, device)
+        settle(model, device, BlockSwap(blocks, streamed, copier).away())
     adapters = _adapted(blocks).to(device)
     if variant.compiled:
         compile_blocks(blocks, "inductor")

@@ -118,6 +118,11 @@ class LargeModelFlags:
         type=str,
         parse=count_or_auto,
     )
+    cpu_modulation: bool = flag(
+        False,
+        "layers that are given one vector for each picture, such as those that modulate the blocks, stay in main "
+        "memory and are calculated by the processor",
+    )
     fp8_scaled: bool = flag(
         False, "frozen weights of the transformer blocks in float8 with scales: closer than fp8_base"
     )

@@ -14,7 +14,7 @@ recomputed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,18 +117,9 @@ class BlockSwap:
             block.register_forward_pre_hook(functools.partial(self._before_forward, index))
             block.register_forward_hook(functools.partial(self._after_forward, index))
 
-    def settle(self, model: nn.Module, device: torch.device) -> None:
-        """Bring everything of `model` to `device` that is not streamed."""
-        streamed = {(id(place.owner), place.name) for block in self._blocks.values() for place in block.places}
-        for module in model.modules():
-            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for table in tables:
-                for name, tensor in table.items():
-                    if tensor is None or (id(table), name) in streamed:
-                        continue
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    moved = tensor.detach().to(device)
-                    table[name] = nn.Parameter(moved, tensor.requires_grad) if is_parameter else moved
+    def away(self) -> set[tuple[int, str]]:
+        """What is streamed, as `settle` takes it."""
+        return {(id(place.owner), place.name) for block in self._blocks.values() for place in block.places}
 
     def sizes(self) -> dict[int, int]:
         """Streamed block -> bytes of its weights."""
@@ -222,6 +213,19 @@ class BlockSwap:
         block.waited = False
         block.stand_in(slot, flat)
         self.loaded += block.size
+
+
+def settle(model: nn.Module, device: torch.device, away: Container[tuple[int, str]]) -> None:
+    """Bring everything of `model` to `device` but what is `away`: the id of a `_parameters` or `_buffers`, a name."""
+    for module in model.modules():
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
+            for name, tensor in table.items():
+                if tensor is None or (id(table), name) in away:
+                    continue
+                is_parameter = isinstance(tensor, nn.Parameter)
+                moved = tensor.detach().to(device)
+                table[name] = nn.Parameter(moved, tensor.requires_grad) if is_parameter else moved
 
 
 def streamed_bytes(block: nn.Module) -> int:

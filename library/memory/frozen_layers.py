@@ -54,7 +54,13 @@ class FrozenLayer:
 
 
 class FrozenLinear(FrozenLayer):
-    """The forward of a linear layer."""
+    """The forward of a linear layer.
+
+    Attributes:
+        far: whether the answer is cheaper than the weight; see `HostLinear`.
+    """
+
+    far = False
 
     def read(self, dtype: torch.dtype) -> Tensor:
         """The weight, for an adapter that calculates layer and adapter in one."""

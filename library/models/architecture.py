@@ -224,6 +224,13 @@ class Architecture(ABC):
         """
         raise ValueError(f"--blocks_to_swap is not supported for {self.name}")
 
+    def vector_layers(self, denoiser: nn.Module) -> list[nn.Linear]:
+        """Linear layers in the blocks that are given one vector for each sample, outside the forward of their block.
+
+        A matrix times a vector is so little work that the processor can do it where the weights wait.
+        """
+        return []
+
     def network_views(self, text_encoders: Sequence[nn.Module]) -> list[nn.Module]:
         """The encoders as networks know them: the paths of their modules are the names of LoRA keys."""
         return list(text_encoders)

@@ -13,13 +13,14 @@ from torch import nn
 from library.flags.run import AUTO, LargeModelFlags, MemoryFlags, PrecisionFlags
 from library.flags.settings import Settings
 from library.memory.activation_plan import ActivationPlan
-from library.memory.block_swap import BUFFERS, BlockSwap, spread_evenly, streamed_bytes
+from library.memory.block_swap import BUFFERS, BlockSwap, settle, spread_evenly, streamed_bytes
 from library.memory.checkpointing import Checkpointed, Recompute, checkpoint_blocks
 from library.memory.compilation import compile_blocks, known_backends
 from library.memory.copier import Copier, ElsewhereCopier, make_copier
 from library.memory.fp8 import Format, Quantizer, Scaling
 from library.memory.fp8_matmul import Float8Linear, is_available
 from library.memory.frozen_layers import FrozenLinear, attach_frozen_layers, round_weights
+from library.memory.host_layers import attach_host_layers
 from library.memory.input_offload import InputOffload
 from library.models.architecture import Architecture, SwapGroup
 from library.train.state import Models, Trained
@@ -39,6 +40,7 @@ class MemoryRoom:
 
     Attributes:
         streams: the blocks that lie in main memory, if any.
+        hosted: layers that lie in main memory and are calculated there.
     """
 
     def __init__(self, settings: Settings, arch: Architecture, dtype: torch.dtype, device: torch.device) -> None:
@@ -46,6 +48,7 @@ class MemoryRoom:
         self.dtype = dtype
         self.device = device
         self.streams: BlockSwap | None = None
+        self.hosted: list[nn.Linear] = []
         self.streamed: list[int] = []
         """Numbers of the blocks that lie in main memory at first."""
         self._flags = settings[MemoryFlags]
@@ -53,6 +56,7 @@ class MemoryRoom:
         self._scaled = large.fp8_scaled
         self._multiplies = large.fp8_matmul
         self._swap = large.blocks_to_swap or 0
+        self._hosts = large.cpu_modulation
         self._arch = arch
         self._updates = 0
         self._check()
@@ -69,18 +73,21 @@ class MemoryRoom:
     def load_denoiser(self) -> nn.Module:
         """The denoiser, in the format and place that the settings ask for."""
         quantizer = self._quantizer()
-        place = torch.device("cpu") if self._swap and self.device != META else self.device
+        stays = (self._swap or self._hosts) and self.device != META
+        place = torch.device("cpu") if stays else self.device
         denoiser = self._arch.load_denoiser(self.dtype, place, quantizer)
         if quantizer is not None and self.device == META:
             round_weights(denoiser, quantizer)
         blocks = self._arch.blocks(denoiser)
         self.streamed = self._blocks_to_stream(denoiser, blocks)
-        looked_up = {layer for index in self.streamed for layer in blocks[index].modules()}
+        self.hosted = self._arch.vector_layers(denoiser) if self._hosts else []
+        looked_up = {layer for index in self.streamed for layer in blocks[index].modules()} | set(self.hosted)
         kind = Float8Linear if self._multiplies else FrozenLinear
         scales = {} if quantizer is None else quantizer.scales
         attach_frozen_layers(denoiser, scales, lambda layer: layer in looked_up, kind, self.dtype)
-        if self.streamed and self.device != META:
-            self._stream(denoiser, blocks)
+        if stays:
+            attach_host_layers(self.hosted, self.device, self.dtype)
+            self._settle(denoiser, blocks)
         return denoiser
 
     def load_text_encoders(self, for_cache: bool = False) -> list[nn.Module]:
@@ -129,11 +136,16 @@ class MemoryRoom:
 
     def bytes_away(self, denoiser: nn.Module) -> int:
         """What of the weights of a denoiser without content would not lie on the device, buffers counted as there."""
-        if not self.streamed:
-            return 0
         blocks = self._arch.blocks(denoiser)
         sizes = [streamed_bytes(blocks[index]) for index in self.streamed]
-        return max(sum(sizes) - BUFFERS * max(sizes), 0)
+        streamed = max(sum(sizes) - BUFFERS * max(sizes, default=0), 0)
+        return streamed + sum(layer.weight.nbytes for layer in self.hosted)
+
+    def said_to_be_away(self) -> str:
+        """Which weights these are."""
+        blocks = f"{len(self.streamed)} blocks lie in main memory and have {BUFFERS} buffers here"
+        layers = f"{len(self.hosted)} layers are calculated in main memory"
+        return ", ".join(text for text, there in ((blocks, self.streamed), (layers, self.hosted)) if there)
 
     def _quantizer(self) -> Quantizer | None:
         layers = self._arch.quantized
@@ -158,14 +170,23 @@ class MemoryRoom:
         chosen = [group.blocks[i] for group in groups for i in spread_evenly(len(group.blocks), group.num_swapped)]
         return sorted(places[id(block)] for block in chosen)
 
-    def _stream(self, denoiser: nn.Module, blocks: list[nn.Module]) -> None:
-        self.streams = BlockSwap(blocks, self.streamed, make_copier(self.device))
-        self.streams.settle(denoiser, self.device)
-        size = sum(self.streams.sizes().values())
-        logger.info(
-            "%d of %d blocks lie in main memory (%.2f GB) and come to the device in turn, into %.2f GB of buffers",
-            *(len(self.streamed), len(blocks), size / GIGABYTE, self.streams.buffer_bytes() / GIGABYTE),
-        )
+    def _settle(self, denoiser: nn.Module, blocks: list[nn.Module]) -> None:
+        """Bring what does not stay in main memory to the device, and arrange for what does."""
+        away = {(id(layer._parameters), "weight") for layer in self.hosted}
+        if self.hosted:
+            size = sum(layer.weight.nbytes for layer in self.hosted)
+            logger.info(
+                "%d layers lie in main memory (%.2f GB) and are calculated there", len(self.hosted), size / GIGABYTE
+            )
+        if self.streamed:
+            self.streams = BlockSwap(blocks, self.streamed, make_copier(self.device))
+            away |= self.streams.away()
+            size = sum(self.streams.sizes().values())
+            logger.info(
+                "%d of %d blocks lie in main memory (%.2f GB) and come to the device in turn, into %.2f GB of buffers",
+                *(len(self.streamed), len(blocks), size / GIGABYTE, self.streams.buffer_bytes() / GIGABYTE),
+            )
+        settle(denoiser, self.device, away)
 
     def _keep_what_fits(self, streams: BlockSwap) -> None:
         """--blocks_to_swap auto: what the first step has left free is for weights that stay, or for activations."""

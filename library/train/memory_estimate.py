@@ -20,7 +20,6 @@ from library.flags.optimizer import OptimizerFlags
 from library.flags.output import EmaFlags
 from library.flags.run import LargeModelFlags, MemoryFlags, PrecisionFlags
 from library.flags.settings import Settings
-from library.memory.block_swap import BUFFERS
 from library.models.architecture import Architecture
 from library.train.accelerator import COMPUTE_DTYPES
 from library.train.encoders_on_demand import EncodersOnDemand
@@ -97,10 +96,8 @@ def estimate_memory(
         for name, modules in frozen.items()
         if has_weights(modules, known)
     ]
-    if room.streamed:
-        away = room.bytes_away(models.denoiser)
-        text = f"{len(room.streamed)} blocks lie in main memory and have {BUFFERS} buffers here"
-        needs[0] = Need("denoiser", needs[0].size - away, text)
+    if text := room.said_to_be_away():
+        needs[0] = Need("denoiser", needs[0].size - room.bytes_away(models.denoiser), text)
     needs += [
         Need("trained weights", of_trained, f"{count:,} numbers"),
         gradients(settings[OptimizerFlags], parameters),

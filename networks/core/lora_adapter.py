@@ -104,9 +104,10 @@ class LoraAdapter(Adapter):
             down, up = BesideTwin(self, "down"), BesideTwin(self, "up")
         elif self.unit:
             down, up = OneUnit(self, "down"), OneUnit(self, "up")
+        looked_up = isinstance(base.forward, FrozenWeight) and not base.forward.far
         return {
             "_base_forward": None if is_plain(base) else base.forward,
-            "_handle": base.forward if isinstance(base.forward, FrozenWeight) else None,
+            "_handle": base.forward if looked_up else None,
             "_down": down,
             "_up": up,
         }

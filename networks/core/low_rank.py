@@ -24,7 +24,12 @@ class FrozenWeight(Protocol):
     """A weight that is looked up each time it is needed: its numbers may be rounded, or be on their way to the device.
 
     Nothing of it is kept for backward, which looks it up again.
+
+    Attributes:
+        far: it lies elsewhere, where its layer is calculated: the layer's answer is cheaper than the weight.
     """
+
+    far: bool
 
     def read(self, dtype: torch.dtype) -> Tensor:
         """The weight in `dtype`."""

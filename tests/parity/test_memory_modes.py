@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from library.memory.block_swap import spread_evenly
 from library.memory.checkpointing import Recompute, checkpoint_blocks
 from library.memory.frozen_layers import attach_frozen_layers
+from library.memory.host_layers import attach_host_layers
 from library.models.flux.model import StreamTransformer
+from library.models.flux.stream import Modulation
 from tests.library.memory.toys import LateCopier, ParkingSwap
 from tests.parity import recipe
 from tests.parity.test_parity import HERE, compare, slice_of
@@ -49,6 +51,15 @@ def streaming(recompute: Recompute | None = None, kept: int = 0) -> Prepare:
             checkpoint_blocks(all_blocks, recompute)
 
     return prepare
+
+
+def hosted(model: StreamTransformer) -> None:
+    """With all blocks streamed but the layers that make modulations, which are calculated where they lie."""
+    plain(model)
+    layers = [part.lin for block in blocks(model) for part in block.children() if isinstance(part, Modulation)]
+    attach_host_layers(layers, torch.device("cpu"), torch.float32)
+    ParkingSwap(blocks(model), range(len(blocks(model))), LateCopier())
+    checkpoint_blocks(blocks(model), Recompute.ALL)
 
 
 def recomputing(recompute: Recompute) -> Prepare:
@@ -90,7 +101,7 @@ def test_streamed_and_recomputed_models_answer_as_recorded(name: str, monkeypatc
     case = json.loads((folder / "case.json").read_text(encoding="utf-8"))
     expected, gradient = outputs(case, plain, monkeypatch, graph=True)
     assert gradient is not None and gradient.abs().sum() > 0
-    modes = [streaming(), streaming(kept=2), *(recomputing(recompute) for recompute in Recompute)]
+    modes = [hosted, streaming(), streaming(kept=2), *(recomputing(recompute) for recompute in Recompute)]
     modes += [streaming(recompute) for recompute in Recompute]
     for prepare in modes:
         found, its_gradient = outputs(case, prepare, monkeypatch, graph=True)

@@ -40,6 +40,11 @@ def test_keeping_products_recomputes_none_of_them() -> None:
     assert products.elementwise == pytest.approx(everything.elementwise, rel=0.01)
 
 
+def test_layers_that_modulate_are_more_than_a_quarter_of_the_uploads() -> None:
+    for form, plain, without in (("bf16", 41.6, 30.4), ("fp8_base", 20.8, 15.2)):
+        assert uploaded_per_step(form, 35, cpu_modulation=True) / GB <= without < 0.74 * plain
+
+
 def test_uploads_are_less_than_half_of_an_exchange() -> None:
     assert uploaded_per_step("bf16", 35) / GB <= 41.6 < 87.0 / 2
     assert uploaded_per_step("fp8_base", 35) / GB <= 20.8

@@ -73,6 +73,14 @@ LARGE_MODELS = Rules(
             "--network_module={network_module} " + NO_FLOAT8,
         ),
         Rule(
+            "LyCORIS on weights in main memory",
+            lambda network_module, network_args, cpu_modulation: (
+                cpu_modulation and calculates_with_weights(network_module, network_args)
+            ),
+            "--network_module={network_module} calculates with the weights, which --cpu_modulation keeps from the "
+            "device: add bypass_mode=True to --network_args, or leave --cpu_modulation out",
+        ),
+        Rule(
             "merging into scaled float8",
             lambda base_weights, fp8_scaled: bool(base_weights and fp8_scaled),
             "--base_weights cannot be added to --fp8_scaled: merge them into the model with a merge script first",

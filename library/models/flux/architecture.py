@@ -39,6 +39,7 @@ from library.models.flux.flags import FluxModelFlags, FluxTrainingFlags
 from library.models.flux.model import TIME_FACTOR, StreamTransformer
 from library.models.flux.patches import pack, unpack
 from library.models.flux.sampling import SMALLEST, completed, denoised, packed_noise
+from library.models.flux.stream import Modulation
 from library.models.flux.text import CLIP_TOKENS, NoTextEncoder, clip_id, load_clip, load_t5, pooled_state, t5_id
 from library.models.flux.variants import Variant
 from library.models.parts import MODEL_FLAG
@@ -261,6 +262,11 @@ class Flux(Architecture):
         model = cast(StreamTransformer, denoiser)
         return double_and_single_swap_groups(model.double_blocks, model.single_blocks, blocks_to_swap)
 
+    def vector_layers(self, denoiser: nn.Module) -> list[nn.Linear]:
+        """What makes the modulations of FLUX.1, a quarter of its weights; Chroma has no such layers."""
+        blocks = self.blocks(denoiser)
+        return [part.lin for block in blocks for part in block.children() if isinstance(part, Modulation)]
+
     def network_views(self, text_encoders: Sequence[nn.Module]) -> list[nn.Module]:
         """CLIP-L under the name `text_model`, which published LoRA keys hold; T5 as it is."""
         return [
@@ -298,8 +304,13 @@ class Flux(Architecture):
         }
 
     def unused_flags(self) -> Mapping[str, str]:
-        """Guidance is no input of schnell."""
-        return {"guidance_scale": f"{self.variant.title} takes no guidance"} if self.variant.ignores_guidance else {}
+        """Guidance is no input of schnell; the blocks of Chroma have no modulation of their own."""
+        unused = {}
+        if self.variant.ignores_guidance:
+            unused["guidance_scale"] = f"{self.variant.title} takes no guidance"
+        if not self.variant.takes_pooled:
+            unused["cpu_modulation"] = f"the blocks of {self.variant.title} have no layers that make modulations"
+        return unused
 
     @contextmanager
     def _controlnet_at_work(self, denoiser: nn.Module) -> Iterator[None]:

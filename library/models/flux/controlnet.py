@@ -5,7 +5,8 @@ The layout of https://huggingface.co/XLabs-AI/flux-controlnet-collections, which
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,8 +62,8 @@ class FluxControlNet(nn.Module):
         img = self.img_in(img) + self.pos_embed_input(pack(hint))
         txt = self.txt_in(txt)
         residuals = []
-        for block, out in zip(self.double_blocks, self.controlnet_blocks):
-            img, txt = block(img, txt, vector, vector, rope, keys)
+        for block, out in zip(cast(Iterable[DoubleStreamBlock], self.double_blocks), self.controlnet_blocks):
+            img, txt = block(img, txt, block.img_mod(vector), block.txt_mod(vector), rope, keys)
             residuals.append(out(img))
         return residuals
 

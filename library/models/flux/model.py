@@ -7,8 +7,9 @@ Synthesis" (https://arxiv.org/abs/2403.03206), https://github.com/black-forest-l
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -109,14 +110,14 @@ class StreamTransformer(nn.Module, ABC):
         rope = self.rope(size, txt.shape[1], img.device)
         image_tokens, text_tokens = img.shape[1], txt.shape[1]
         img, txt = self.img_in(img), self.txt_in(txt)
-        for i, block in enumerate(self.double_blocks):
-            img, txt = block(img, txt, mods.img[i], mods.txt[i], rope, keys)
+        for i, block in enumerate(cast(Iterable[DoubleStreamBlock], self.double_blocks)):
+            img, txt = block(img, txt, block.img_mod(mods.img[i]), block.txt_mod(mods.txt[i]), rope, keys)
             if residuals:
                 img = img + residuals[i % len(residuals)]
         x = torch.cat([img, txt], dim=1)
         after = [image_first(residual, image_tokens, text_tokens) for residual in single_residuals]
-        for i, block in enumerate(self.single_blocks):
-            x = block(x, mods.single[i], rope, keys)
+        for i, one in enumerate(cast(Iterable[SingleStreamBlock], self.single_blocks)):
+            x = one(x, one.modulation(mods.single[i]), rope, keys)
             if after:
                 x = x + after[i % len(after)]
         out: Tensor = self.final_layer(x[:, :image_tokens], mods.last)

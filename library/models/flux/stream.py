@@ -21,8 +21,9 @@ EPS = 1e-6
 class DoubleStreamBlock(nn.Module):
     """Image and text with weights of their own, joined in one attention.
 
-    With `has_modulation` the block turns the conditioning vector into its shifts, scales and gates by itself (FLUX.1);
-    without, it is given these (Chroma).
+    With `has_modulation` (FLUX.1) `img_mod` and `txt_mod` turn the conditioning vector into shifts, scales and gates;
+    without (Chroma) they pass these on. Whoever calls the block calls them first: a block may be calculated a second
+    time in backward, and their weights, a third of the block's, are not needed then.
     """
 
     def __init__(self, width: int, num_heads: int, mlp_width: int, has_modulation: bool = True) -> None:
@@ -40,15 +41,15 @@ class DoubleStreamBlock(nn.Module):
         self.txt_mlp = mlp(width, mlp_width)
 
     def forward(
-        self, img: Tensor, txt: Tensor, img_cond: Tensor, txt_cond: Tensor, rope: Tensor, keys: KeyCounts | None
+        self, img: Tensor, txt: Tensor, for_img: Tensor, for_txt: Tensor, rope: Tensor, keys: KeyCounts | None
     ) -> tuple[Tensor, Tensor]:
         """Takes img [B, L, C] and txt [B, T, C], and gives both back.
 
-        `img_cond` and `txt_cond` are the conditioning vector [B, C], or [B, 6, 1, C] for a block without modulation;
-        `rope` is [L + T, 1, D / 2, 2]; `keys` None means that everything looks at everything.
+        `for_img` and `for_txt` [B, 6, 1, C] are what `img_mod` and `txt_mod` answer; `rope` is [L + T, 1, D / 2, 2];
+        `keys` None means that everything looks at everything.
         """
-        img_shift, img_scale, img_gate, img_shift2, img_scale2, img_gate2 = self.img_mod(img_cond).unbind(1)
-        txt_shift, txt_scale, txt_gate, txt_shift2, txt_scale2, txt_gate2 = self.txt_mod(txt_cond).unbind(1)
+        img_shift, img_scale, img_gate, img_shift2, img_scale2, img_gate2 = for_img.unbind(1)
+        txt_shift, txt_scale, txt_gate, txt_shift2, txt_scale2, txt_gate2 = for_txt.unbind(1)
         img_q, img_k, img_v = self.img_attn(shift_and_scale(self.img_norm1(img), img_shift, img_scale))
         txt_q, txt_k, txt_v = self.txt_attn(shift_and_scale(self.txt_norm1(txt), txt_shift, txt_scale))
         q, k, v = (torch.cat(pair, dim=1) for pair in ((img_q, txt_q), (img_k, txt_k), (img_v, txt_v)))
@@ -64,8 +65,8 @@ class DoubleStreamBlock(nn.Module):
 class SingleStreamBlock(nn.Module):
     """Image and text as one sequence; attention and feed-forward side by side.
 
-    "Scaling Vision Transformers to 22 Billion Parameters", https://arxiv.org/abs/2302.05442; `has_modulation` as in
-    `DoubleStreamBlock`.
+    "Scaling Vision Transformers to 22 Billion Parameters", https://arxiv.org/abs/2302.05442; `modulation` is what
+    `img_mod` is to `DoubleStreamBlock`.
     """
 
     def __init__(self, width: int, num_heads: int, mlp_width: int, has_modulation: bool = True) -> None:
@@ -80,9 +81,9 @@ class SingleStreamBlock(nn.Module):
         self.mlp_act = nn.GELU(approximate="tanh")
         self.modulation = Modulation(width, 3) if has_modulation else nn.Identity()
 
-    def forward(self, x: Tensor, cond: Tensor, rope: Tensor, keys: KeyCounts | None) -> Tensor:
-        """Takes x [B, L + T, C] and gives it back; `cond` [B, C] or [B, 3, 1, C], `rope` and `keys` as above."""
-        shift, scale, gate = self.modulation(cond).unbind(1)
+    def forward(self, x: Tensor, modulated: Tensor, rope: Tensor, keys: KeyCounts | None) -> Tensor:
+        """Takes x [B, L + T, C] and gives it back; `modulated` [B, 3, 1, C], `rope` and `keys` as above."""
+        shift, scale, gate = modulated.unbind(1)
         qkv, hidden = self.linear1(shift_and_scale(self.pre_norm(x), shift, scale)).split(self.sizes, dim=-1)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         q, k = self.norm(q, k)

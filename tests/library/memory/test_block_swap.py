@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from library.memory.block_swap import BlockSwap, spread_evenly
+from library.memory.block_swap import BlockSwap, settle, spread_evenly
 from library.memory.checkpointing import Recompute, checkpoint_blocks
 from library.memory.copier import PlainCopier
 from networks.core.adapter import Dropout
@@ -142,7 +142,7 @@ def test_what_is_not_streamed_goes_to_the_device_and_what_is_away_can_still_be_r
     model: Model = small_model(4)
     weights = [block.up.weight.clone() for block in model.blocks]
     swap = BlockSwap(model.blocks, [1, 2], PlainCopier())
-    swap.settle(model, torch.device("cpu"))
+    settle(model, torch.device("cpu"), swap.away())
     assert swap.sizes() == {1: BLOCK_BYTES, 2: BLOCK_BYTES} and swap.buffer_bytes() == 2 * BLOCK_BYTES
     assert all(torch.equal(block.up.weight, weight) for block, weight in zip(model.blocks, weights, strict=True))
 
@@ -157,7 +157,7 @@ def test_a_gpu_gives_the_same_numbers_with_and_without_swapped_blocks(recompute:
     def found(swapped: int) -> list[torch.Tensor]:
         model = small_model(8)
         swap = BlockSwap(model.blocks, spread_evenly(8, swapped) if swapped else (), CudaCopier(device))
-        swap.settle(model, device)
+        settle(model, device, swap.away())
         adapters = adapt(model.blocks).to(device)
         checkpoint_blocks(model.blocks, recompute)
         with torch.device(device):

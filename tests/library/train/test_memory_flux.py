@@ -64,11 +64,12 @@ def test_streaming_and_recomputing_change_no_bit_of_the_result(
 ) -> None:
     previews = (*PREVIEWS, str(deep / "prompts.txt"))  # passes without a graph between the steps
     expected = trained(small_flux, deep, tmp_path / "plain", *previews, kind=kind)
+    assert any("mod_lin" in key for key in expected) == (kind == "dev"), "layers that modulate have adapters"
     for number, words in enumerate(
         (
             "--blocks_to_swap=3",
             "--blocks_to_swap=3 --gradient_checkpointing --cpu_offload_checkpointing",
-            "--blocks_to_swap=auto --gradient_checkpointing",
+            "--blocks_to_swap=auto --gradient_checkpointing --cpu_modulation",  # Chroma has no such layers
             "--blocks_to_swap=2 --activation_memory=0.003",
             "--split_mode --blocks_to_swap=1 --activation_memory=auto",
         )
@@ -113,6 +114,26 @@ def test_float8_learns_about_the_same_and_scales_are_closer(small_flux: FluxDemo
     assert 0.9 < likeness(cast, exact) < likeness(scaled, exact)
     assert likeness(multiplied, exact) > 0.9
     assert all(torch.equal(swapped[key], scaled[key]) for key in scaled)
+
+
+def test_layers_that_modulate_are_neither_streamed_nor_on_the_device(
+    small_flux: FluxDemo, deep: Path, tmp_path: Path
+) -> None:
+    words = ["--pretrained_model_name_or_path", str(deep / "dev.safetensors"), "--blocks_to_swap=4", *CACHED]
+    rooms = []
+    for more in ((), ("--cpu_modulation",)):
+        trainer = SmallFluxTrainer(flux_settings(flux_words(small_flux, tmp_path, *words, *more)))
+        trainer.start()
+        trainer.room.load_denoiser()
+        rooms.append(trainer.room)
+    plain, ours = rooms
+    assert plain.streams is not None and ours.streams is not None and not plain.hosted
+    assert len(ours.hosted) == 4 * 2 + 8
+    streamed = [sum(room.streams.sizes().values()) for room in rooms]  # type: ignore[union-attr]
+    modulating = [layer for layer in ours.hosted if layer.out_features // layer.in_features in (3, 6)]
+    assert len(modulating) == len(ours.hosted)
+    # Two double blocks of four and four single ones of eight are swapped, and all of the layers are away.
+    assert streamed[0] - streamed[1] == sum(layer.weight.nbytes for layer in ours.hosted) / 2
 
 
 def test_weights_lie_where_and_as_the_flags_say(small_flux: FluxDemo, deep: Path, tmp_path: Path) -> None:

@@ -158,6 +158,10 @@ def test_flux_keeps_its_guidance_and_its_unmasked_text(read: Read) -> None:
             "--fp8_scaled --mixed_precision=bf16 --network_module=lycoris.kohya",
             "--network_module=lycoris.kohya calculates with the weights, not in float8: add bypass_mode=True",
         ),
+        (
+            "--cpu_modulation --network_module=lycoris.kohya",
+            "--network_module=lycoris.kohya calculates with the weights, which --cpu_modulation keeps from the device",
+        ),
         ("--fp8_matmul", "--fp8_matmul needs weights in float8: add --fp8_scaled (or --fp8_base)"),
         (
             f"--fp8_scaled --mixed_precision=bf16 --base_weights {__file__}",
