@@ -13,6 +13,7 @@ import torch
 from demo_flux_folder import FluxDemo, write_flux_demo
 from demo_folder import DemoFolder, write_demo
 from demo_sdxl_folder import SdxlDemo, write_sdxl_demo
+from tests.clients.fork_server import ForkServer
 
 os.environ.setdefault("MKL_CBWR", "AUTO")  # before the first matrix product, as a run does
 
@@ -45,6 +46,16 @@ def small_sdxl(tmp_path_factory: pytest.TempPathFactory) -> SdxlDemo:
 def small_flux(tmp_path_factory: pytest.TempPathFactory) -> FluxDemo:
     """Small FLUX.1 and Chroma models with their parts, tokenizers, pictures and prompts; do not write into it."""
     return write_flux_demo(tmp_path_factory.mktemp("small_flux"))
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """What starts runs that need a process of their own."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    server = ForkServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +12,6 @@ from torch import Tensor
 from demo_folder import DemoFolder
 from library.files.weights import open_weights
 from tests.clients.training import SmallTrainer, small_settings, train
-
-ROOT = Path(__file__).resolve().parents[2]
 
 TINY = """\
 [general]
@@ -94,37 +88,3 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     """Whether two files hold the same bits, and something was trained."""
     assert any(key.endswith("lora_up.weight") and value.abs().max() > 0 for key, value in first.items())
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
-class ForkServer:
-    """A process that has imported everything, so that a run which is to be killed costs no imports."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "scripts" / "fork_server.py")],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-        )
-
-    def start(self, words: list[str]) -> int:
-        """Start a run with this command line; the answer is its process."""
-        return int(self._ask(json.dumps(words)))
-
-    def wait(self) -> int:
-        """The exit code of the run that was started; minus the signal that killed it."""
-        return os.waitstatus_to_exitcode(int(self._ask("wait")))
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.stdin.close()
-        self.process.wait(30)
-
-    def _ask(self, line: str) -> str:
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        return self.process.stdout.readline()

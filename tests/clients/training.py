@@ -44,3 +44,8 @@ def train(demo: DemoFolder, output: Path, *words: str) -> SmallTrainer:
     trainer = SmallTrainer(small_settings(demo, output, *words))
     trainer.train()
     return trainer
+
+
+def run(*words: str) -> int:
+    """The exit code of a run with this command line."""
+    return SmallTrainer(read_settings(TRAIN_NETWORK, "test", argv=list(words))).run()

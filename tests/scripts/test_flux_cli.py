@@ -19,7 +19,7 @@ SCRIPTS = ("flux_train_network.py", "flux_minimal_inference.py")
 
 def run(script: str, *words: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *python, str(ROOT / script), *words]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -25,7 +25,7 @@ def run(*words: str, python: tuple[str, ...] = (), cwd: Path | None = None) -> s
         encoding="utf-8",
         cwd=cwd,
         env=environment,
-        timeout=60,
+        timeout=300,
     )
 
 

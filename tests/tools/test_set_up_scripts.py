@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import run_tests
+
 ROOT = Path(__file__).resolve().parents[2]
 BEFORE_THE_ENVIRONMENT = ["quickstart", "run_tests", "venv_setup"]
 
@@ -29,6 +31,24 @@ def test_help_needs_nothing_installed(script: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
+
+
+@pytest.mark.parametrize(("broken", "code"), [(None, 0), ("mypy", 3), ("pytest", 3)])
+def test_all_checks_run_and_the_last_takes_the_arguments(
+    monkeypatch: pytest.MonkeyPatch, broken: str | None, code: int
+) -> None:
+    taken: list[list[str]] = []
+
+    def call(command: list[str], cwd: Path, env: dict[str, str]) -> int:
+        taken.append(command[2:])
+        assert (cwd, env["HF_HUB_OFFLINE"], env["OMP_NUM_THREADS"]) == (ROOT, "1", "1")
+        return 3 if command[2] == broken else 0
+
+    monkeypatch.setattr(run_tests, "prepare_venv", lambda names: Path("python"))
+    monkeypatch.setattr(run_tests.subprocess, "call", call)
+    assert run_tests.main(["tests/parity", "-x"]) == code
+    assert [words[0] for words in taken] == ["ruff", "ruff", "mypy", "pytest"]
+    assert taken[-1][-2:] == ["tests/parity", "-x"] and "-n" in taken[-1]
 
 
 def test_every_pin_has_a_range_and_the_other_way_round() -> None:

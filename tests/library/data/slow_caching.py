@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +30,8 @@ def encode(pixels: Tensor, seeds: Sequence[int]) -> Tensor:
     return torch.nn.functional.avg_pool2d(pixels, 8)
 
 
-def main(folder: str) -> None:
+def fill(folder: str, said: str) -> None:
+    """Cache the images of `folder`; `said` is the file that tells `ready` and then how many were encoded."""
     count = 0
 
     def slowly(pixels: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -42,11 +42,6 @@ def main(folder: str) -> None:
 
     torch.set_num_threads(1)
     data = data_of(Path(folder))
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    Path(said).write_text("ready", encoding="utf-8")
     cache_latents(data, slowly, FORMAT, vae_id="slow", batch_size=2, to_disk=True)
-    sys.stdout.write(f"{count}\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+    Path(said).write_text(str(count), encoding="utf-8")

@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import subprocess
-import sys
+import signal
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
 from library.data.items import BatchRequest
+from tests.clients.fork_server import ForkServer
+from tests.library.data import slow_caching
 
-ROOT = Path(__file__).resolve().parents[3]
-SCRIPT = Path(__file__).with_name("slow_caching.py")
 IMAGES, KILLS = 60, 10
 
 
-@pytest.fixture(scope="module")
-def slow_caching() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("slow_caching", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(server: ForkServer, folder: Path) -> int:
     """A process that has read the folder and is about to fill the cache."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(folder)], stdout=subprocess.PIPE, encoding="utf-8", env=environment
-    )
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    said = folder / "said.txt"
+    said.unlink(missing_ok=True)
+    process = server.start("tests.library.data.slow_caching:fill", str(folder), str(said))
+    while not said.exists():
+        time.sleep(0.01)
     return process
+
+
+def finished(server: ForkServer, folder: Path) -> int:
+    """How many images a process encodes that nobody kills."""
+    assert server.wait(start(server, folder)) == 0
+    return int((folder / "said.txt").read_text(encoding="utf-8"))
 
 
 def whole_arrays(folder: Path) -> int:
@@ -61,29 +55,29 @@ def whole_arrays(folder: Path) -> int:
 
 @pytest.mark.slow
 def test_ten_kills_at_any_moment_cost_only_what_was_not_written_yet(
-    tmp_path: Path, image: Callable[..., Path], slow_caching: ModuleType
+    tmp_path: Path, image: Callable[..., Path], fork_server: ForkServer
 ) -> None:
     for number in range(IMAGES):
         image(tmp_path / f"{number:02}.png", (64, 64), number)
-    random, killed, before = Random(5), 0, 0
-    for _ in range(KILLS):
-        process = start(tmp_path)
+    random, before = Random(5), 0
+    for number in range(KILLS):
+        process = start(fork_server, tmp_path)
+        while number == 0 and not any(tmp_path.glob("*_slow.npz")):
+            time.sleep(0.01)
         time.sleep(random.uniform(0.0, 0.25))
-        process.kill()
-        killed += process.wait() != 0
+        os.kill(process, signal.SIGKILL)
+        assert fork_server.wait(process) == -signal.SIGKILL
         written = whole_arrays(tmp_path)
         assert written >= before  # nothing that was there is lost
         before = written
-    assert killed == KILLS and 0 < before < 2 * IMAGES
-    output, _ = start(tmp_path).communicate(timeout=60)
-    assert int(output) == 2 * IMAGES - before
+    assert 0 < before < 2 * IMAGES
+    assert finished(fork_server, tmp_path) == 2 * IMAGES - before
     assert whole_arrays(tmp_path) == 2 * IMAGES
-    check_values(tmp_path, slow_caching)
-    output, _ = start(tmp_path).communicate(timeout=60)
-    assert int(output) == 0
+    check_values(tmp_path)
+    assert finished(fork_server, tmp_path) == 0
 
 
-def check_values(folder: Path, slow_caching: ModuleType) -> None:
+def check_values(folder: Path) -> None:
     """What is read from disk is what the encoder makes of every image."""
     fresh, cached = slow_caching.data_of(folder), slow_caching.data_of(folder)
 

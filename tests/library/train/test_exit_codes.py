@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,9 +15,8 @@ from library.train.ending import exit_code_of
 from library.train.exit_codes import ExitCode, RunError, from_data, is_out_of_memory, marked
 from library.train.out_of_memory import advice, is_of_device
 from tests.clients.continuing import TinyRuns
+from tests.clients.fork_server import ForkServer
 from tests.clients.training import SmallTrainer, small_settings
-
-SCRIPT = Path(__file__).resolve().parents[3] / "train_network.py"
 
 
 def code_of(error: BaseException, settings: Settings | None = None) -> ExitCode:
@@ -168,32 +164,27 @@ def test_an_image_that_breaks_during_the_run_is_a_mistake_in_the_data(
     assert "cannot be read: image file is truncated; repair or remove it" in last_line(capsys)
 
 
-def script(demo: DemoFolder, output: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--pretrained_model_name_or_path", str(demo.checkpoint)]
-    command += ["--tokenizer_cache_dir", str(demo.tokenizers), "--network_module", "networks.lora"]
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [*command, "--output_dir", str(output), "--max_train_steps", "40", *words],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=environment,
-        timeout=120,
-    )
+def script(server: ForkServer, demo: DemoFolder, output: Path, *words: str) -> tuple[int, str]:
+    """The exit code of train_network.py, and the last line that it says."""
+    common = ("--pretrained_model_name_or_path", str(demo.checkpoint), "--tokenizer_cache_dir", str(demo.tokenizers))
+    common += ("--network_module", "networks.lora", "--output_dir", str(output), "--max_train_steps", "40")
+    code, said = server.run("train_network.py", *common, *words)
+    return code, said.rstrip().split("\n")[-1]
 
 
-def test_missing_images_end_the_script_with_3(small_sd: DemoFolder, tmp_path: Path) -> None:
-    done = script(small_sd, tmp_path, "--train_data_dir", str(tmp_path), "--resolution", "64")
-    assert done.returncode == 3
-    assert f"--train_data_dir {tmp_path}: it has no folder" in done.stderr.rstrip().split("\n")[-1]
+def test_missing_images_end_the_script_with_3(fork_server: ForkServer, small_sd: DemoFolder, tmp_path: Path) -> None:
+    code, last = script(fork_server, small_sd, tmp_path, "--train_data_dir", str(tmp_path), "--resolution", "64")
+    assert code == 3
+    assert f"--train_data_dir {tmp_path}: it has no folder" in last
 
 
-def test_a_rate_beyond_all_measure_ends_the_script_with_5(small_sd: DemoFolder, tmp_path: Path) -> None:
+def test_a_rate_beyond_all_measure_ends_the_script_with_5(
+    fork_server: ForkServer, small_sd: DemoFolder, tmp_path: Path
+) -> None:
     dataset = TinyRuns(small_sd, tmp_path).dataset
     words = ("--dataset_config", str(dataset), "--learning_rate", "1e30", "--cache_latents", "--seed", "1")
-    done = script(small_sd, tmp_path, *words, "--console_log_simple")
-    assert done.returncode == 5, done.stderr[-2000:]
-    last = done.stderr.strip().split("\n")[-1]
+    code, last = script(fork_server, small_sd, tmp_path, *words, "--console_log_simple")
+    assert code == 5, last
     assert "not finite" in last and "a learning rate of 1e+30 is high" in last
     assert not list(tmp_path.glob("*.safetensors"))
 

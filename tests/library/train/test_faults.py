@@ -5,31 +5,22 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from demo_folder import DemoFolder
 from library.train.resume import read_past
-from tests.clients.continuing import ForkServer, TinyRuns, equal, tensors
+from tests.clients.continuing import TinyRuns, equal, tensors
+from tests.clients.fork_server import ForkServer
 from tests.clients.training import common_words
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and kill")
-
+RUN = "tests.clients.training:run"
 WORDS = (
     *("--cache_latents", "--network_train_unet_only", "--gradient_accumulation_steps", "2", "--network_dropout", "0.1"),
     *("--save_every_n_steps", "1", "--save_last_n_steps", "3", "--save_state", "--ema_decay", "0.9"),
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    server = ForkServer()
-    yield server
-    server.close()
 
 
 def whole_files(folder: Path) -> list[Path]:
@@ -55,34 +46,33 @@ def killed_again_and_again(server: ForkServer, runs: TinyRuns, kills: int, longe
     words = common_words(runs.demo, output) + runs.words(*WORDS, "--max_train_steps", "1000")
     states: list[Path] = []
     for _ in range(kills):
-        process = server.start([*words, *(("--resume", str(states[-1])) if states else ())])
+        process = server.start(RUN, *words, *(("--resume", str(states[-1])) if states else ()))
         time.sleep(moments.uniform(0.2, longest))
         os.kill(process, signal.SIGKILL)
-        assert server.wait() == -signal.SIGKILL
+        assert server.wait(process) == -signal.SIGKILL
         states = whole_files(output) if output.exists() else []
-    process = server.start([*words, *(("--resume", str(states[-1])) if states else ())])
+    process = server.start(RUN, *words, *(("--resume", str(states[-1])) if states else ()))
     before = {state.name for state in states}
     while state_names(output) <= before:
         time.sleep(0.2)
     os.kill(process, signal.SIGINT)
-    assert server.wait() == 130
+    assert server.wait(process) == 130
     last = whole_files(output)[-1].name.removesuffix("-state")
     # In a process like the others: another number of threads adds up in another order.
     whole = common_words(runs.demo, runs.root / "whole") + runs.words(*WORDS, "--max_train_steps", str(int(last[10:])))
-    server.start(whole)
-    assert server.wait() == 0
+    assert server.run(RUN, *whole)[0] == 0
     assert equal(runs.weights("whole"), runs.weights("run", last))
     assert equal(runs.weights("whole", "small-ema"), runs.weights("run", f"{last}-ema"))
 
 
 def test_a_run_that_is_killed_three_times_goes_on_with_equal_bits(
-    server: ForkServer, small_sd: DemoFolder, tmp_path: Path
+    fork_server: ForkServer, small_sd: DemoFolder, tmp_path: Path
 ) -> None:
-    killed_again_and_again(server, TinyRuns(small_sd, tmp_path), kills=3, longest=3.0)
+    killed_again_and_again(fork_server, TinyRuns(small_sd, tmp_path), kills=3, longest=3.0)
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_thirty_times_goes_on_with_equal_bits(
-    server: ForkServer, small_sd: DemoFolder, tmp_path: Path
+    fork_server: ForkServer, small_sd: DemoFolder, tmp_path: Path
 ) -> None:
-    killed_again_and_again(server, TinyRuns(small_sd, tmp_path), kills=30, longest=3.0)
+    killed_again_and_again(fork_server, TinyRuns(small_sd, tmp_path), kills=30, longest=3.0)

@@ -4,9 +4,11 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -16,7 +18,7 @@ from library.train.ending import Ending
 from library.train.history import History, Picture, Point
 from library.train.page_charts import Line, bar_chart, line_chart, smoothed, ticks
 from library.train.page_pictures import MOST_MOMENTS, Thumbnails, chosen_moments
-from library.train.report_page import PageFacts, ReportPage, duration, page_path
+from library.train.report_page import LEAST_PAUSE, PageFacts, ReportPage, duration, page_path
 from library.train.run_sheet import Table
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -144,14 +146,29 @@ def test_a_page_before_the_first_step_is_a_page_too(tmp_path: Path) -> None:
 
 
 def test_the_page_is_rewritten_in_a_thread_and_not_too_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = ReportPage(tmp_path / "cats.report.html", facts())
+    now, may_write, versions = [1000.0], threading.Event(), []
+    clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: now[0]})
+    monkeypatch.setattr("library.train.report_page.time", clock)
+
+    class Slow(ReportPage):
+        def html(self, history: History, ending: Ending | None = None) -> str:
+            assert may_write.wait(60)
+            versions.append(ending)
+            return super().html(history, ending)
+
+    page, history = Slow(tmp_path / "cats.report.html", facts()), filled(tmp_path)
     assert page.is_old
-    history = filled(tmp_path)
-    started = time.perf_counter()
     page.rewrite(history)
+    now[0] += LEAST_PAUSE + 1
+    page.rewrite(history)  # the first version is still being written
+    assert versions == [] and not page.is_old
+    may_write.set()
+    assert page._running is not None
+    page._running.result(60)
     page.rewrite(history)
-    assert time.perf_counter() - started < 0.05 and not page.is_old
+    page.rewrite(history)  # too soon after the second
     page.close(history, Ending())
+    assert versions == [None, None, Ending()]
     assert [path.name for path in tmp_path.glob("*.html")] == ["cats.report.html"]
     assert list(tmp_path.glob(".*")) == []
 
