@@ -23,6 +23,15 @@ class Reading:
     """Flags that were given a value which cannot be read."""
     warnings: list[str] = field(default_factory=list)
 
+    def over(self, other: "Reading") -> "Reading":
+        """Both, where the values of this one win over those of `other`."""
+        return Reading(
+            other.values | self.values,
+            self.errors + other.errors,
+            self.failed | other.failed,
+            self.warnings + other.warnings,
+        )
+
 
 class CommandLine:
     """argparse over groups of flags, asked one flag at a time so that one mistake does not hide the next."""

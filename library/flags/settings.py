@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 from library.flags.command_line import CommandLine, Reading
 from library.flags.config_file import config_path, read_config_file, write_config_file
+from library.flags.deepspeed_launcher import words_of_launcher
 from library.flags.retired import replace_retired
 from library.flags.rules.every_run import EVERY_RUN
 from library.flags.rules.rule import Rules, broken, with_consequences
@@ -101,23 +102,31 @@ def read_settings(
 
 
 def _read(command_line: CommandLine, argv: Sequence[str] | None) -> Reading:
-    """The command line over the file it names, said with today's flags."""
+    """The command line over the file it names and over what the launcher says, with today's flags."""
     reading = command_line.read(sys.argv[1:] if argv is None else argv)
     name = reading.values.get("config_file")
     if reading.values.get("output_config"):
         if name is None:
             reading.errors.append("--output_config needs --config_file, the file to write")
-    elif name is not None:
-        in_file = read_config_file(config_path(name), command_line)
-        reading.values = in_file.values | reading.values
-        reading.errors += in_file.errors
-        reading.warnings += in_file.warnings
-        reading.failed |= in_file.failed
+    else:
+        if name is not None:
+            reading = reading.over(read_config_file(config_path(name), command_line))
+        reading = reading.over(_launched(command_line))
     try:
         reading.values, replaced = replace_retired(reading.values)
         reading.warnings += replaced
     except ValueError as error:
         reading.errors.append(str(error))
+    return reading
+
+
+def _launched(command_line: CommandLine) -> Reading:
+    """What `accelerate launch` asks for in the place of the user."""
+    words = words_of_launcher()
+    if not words or "deepspeed" not in command_line.flags or "deepspeed" in command_line.idle:
+        return Reading()
+    reading = command_line.read(words)
+    reading.warnings.append(f"accelerate was launched with DeepSpeed: that is {' '.join(words)} here")
     return reading
 
 

@@ -8,7 +8,8 @@ import logging
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, distributed
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from library.flags import deepspeed_launcher
 from library.flags.output import LoggingFlags
 from library.flags.run import DistributedFlags, PrecisionFlags, StepFlags
 from library.flags.settings import Settings
@@ -46,11 +48,6 @@ SHARDING: Mapping[str, tuple[str, str]] = {
         "gradients are averaged over whole copies of what is trained; launch with --multi_gpu instead, "
         "or answer `accelerate config` without it",
     ),
-    "DeepSpeed": (
-        "ACCELERATE_USE_DEEPSPEED",
-        "it would decide about numbers and batches too; launch with --multi_gpu instead and give --deepspeed "
-        "and --zero_stage to the script",
-    ),
 }
 """Launchers that divide weights: the variable that `accelerate launch` tells its processes, why not, and the cure."""
 
@@ -61,7 +58,7 @@ def make_accelerator(settings: Settings) -> Accelerator:
     """The processes of this run, joined; `settings` decide precision, accumulation and where logs go.
 
     `backward` divides by --gradient_accumulation_steps. Raises ValueError for fp16 without a GPU, for a launcher with
-    FSDP or DeepSpeed, and for a tracker without its package or its folder.
+    FSDP, and for a tracker without its package or its folder.
     """
     precision, logs = settings[PrecisionFlags], settings[LoggingFlags]
     _check_precision(settings)
@@ -69,13 +66,14 @@ def make_accelerator(settings: Settings) -> Accelerator:
     repeatable_matrix_products()
     trackers = wanted_trackers(logs)
     timeout = settings[DistributedFlags].ddp_timeout
-    accelerator = Accelerator(
-        mixed_precision=precision.mixed_precision,
-        gradient_accumulation_steps=settings[StepFlags].gradient_accumulation_steps,
-        log_with=list(trackers) or None,
-        project_dir=None if logs.logging_dir is None else str(run_directory(logs)),
-        kwargs_handlers=[] if timeout is None else [InitProcessGroupKwargs(timeout=timedelta(minutes=timeout))],
-    )
+    with _without(deepspeed_launcher.SWITCH, deepspeed_launcher.ACCUMULATION):
+        accelerator = Accelerator(
+            mixed_precision=precision.mixed_precision,
+            gradient_accumulation_steps=settings[StepFlags].gradient_accumulation_steps,
+            log_with=list(trackers) or None,
+            project_dir=None if logs.logging_dir is None else str(run_directory(logs)),
+            kwargs_handlers=[] if timeout is None else [InitProcessGroupKwargs(timeout=timedelta(minutes=timeout))],
+        )
     if precision.full_fp16 and accelerator.scaler is not None:
         accelerator.scaler = HalfGradScaler(accelerator.device.type)
     return accelerator
@@ -223,6 +221,20 @@ def _holds_absolute_path(value: Any) -> bool:
         return False
     text = str(value)
     return PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()
+
+
+@contextmanager
+def _without(*variables: str) -> Iterator[None]:
+    """While the context lasts these environment variables are not set.
+
+    accelerate's own ways of dividing work wrap whole models that are given to them, and read the launcher's answers
+    by themselves; to it these are processes like others.
+    """
+    before = {name: os.environ.pop(name) for name in variables if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def _check_launcher() -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 
+from library.flags.deepspeed_launcher import ACCUMULATION, CLIPPING, differs, has_config_file
 from library.flags.rules.rule import Rule, Rules, under
 
 WHOLE_TENSORS = ("dadapt", "prodigy", "adafactor", "schedulefree", "lamb", "lars", "muon", "came", "lbfgs", "adamini")
@@ -43,6 +44,12 @@ ONLY_ZERO_3 = "belongs to ZeRO 3, which is not possible here (see --zero_stage=3
 DEEPSPEED = Rules(
     mistakes=under(
         on,
+        Rule(
+            "a file of DeepSpeed's own",
+            lambda: has_config_file(),
+            "accelerate was launched with a deepspeed_config_file, which is not read: launch without it and give "
+            "--zero_stage and --offload_optimizer_device to the script",
+        ),
         Rule(
             "DeepSpeed is not installed",
             lambda: importlib.util.find_spec("deepspeed") is None,
@@ -136,6 +143,17 @@ DEEPSPEED = Rules(
     ),
     doubts=under(
         on,
+        Rule(
+            "another accumulation for the launcher",
+            lambda gradient_accumulation_steps: differs(ACCUMULATION, gradient_accumulation_steps),
+            "the gradient_accumulation_steps of the launcher do not count: "
+            "--gradient_accumulation_steps={gradient_accumulation_steps} of the script do",
+        ),
+        Rule(
+            "another clipping for the launcher",
+            lambda max_grad_norm: differs(CLIPPING, max_grad_norm),
+            "the gradient_clipping of the launcher does not count: --max_grad_norm={max_grad_norm} of the script does",
+        ),
         Rule(
             "flags of ZeRO 3",
             lambda zero3_init_flag, zero3_save_16bit_model, offload_optimizer_nvme_path: bool(

@@ -262,6 +262,15 @@ def test_one_process_waits_for_nobody() -> None:
     wait_patiently("caches")
 
 
+def test_a_launcher_with_deepspeed_starts_processes_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "7"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    accelerator = make_accelerator(Settings.of(StepFlags(gradient_accumulation_steps=2)))
+    assert accelerator.distributed_type == "NO" and accelerator.gradient_accumulation_steps == 2
+    assert variables.items() <= os.environ.items()
+
+
 @pytest.mark.parametrize(("name", "variable"), [(name, row[0]) for name, row in SHARDING.items()])
 def test_a_launcher_that_divides_weights_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, variable: str) -> None:
     monkeypatch.setenv(variable, "true")
