@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
+from demo_flux_folder import FluxDemo
+from demo_flux_weights import FluxSizes, small_transformer
 from demo_folder import DemoFolder
-from library.files.weights import open_weights
+from library.files.weights import open_weights, save_safetensors
 from library.flags.settings import read_settings
 from library.flags.trainers import TRAIN_NETWORK
 from tests.clients.fixed_draws import FixedDraws
+from tests.clients.flux_training import flux_words
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = [
@@ -73,3 +79,33 @@ def test_the_commands_of_the_page_name_flags_that_accelerate_has() -> None:
     for command in used:
         for flag in re.findall(r"--\w+", command):
             assert flag in known, flag
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+def test_two_processes_with_swapped_blocks_end_with_the_weights_of_two_without(
+    small_flux: FluxDemo, tmp_path: Path
+) -> None:
+    model, pictures = tmp_path / "deep.safetensors", tmp_path / "pictures"
+    save_safetensors(small_transformer(FluxSizes(double_blocks=3, single_blocks=4), "dev"), model)
+    pictures.mkdir()
+    for name in ("01_orange_circle", "06_red_star"):  # one for each process
+        for suffix in (".png", ".txt"):
+            shutil.copy(small_flux.pictures / f"{name}{suffix}", pictures)
+    dataset = tmp_path / "two.toml"
+    text = f'image_dir = "{pictures.as_posix()}"\ncaption_extension = ".txt"\n'
+    dataset.write_text(f"[[datasets]]\nresolution = 64\n[[datasets.subsets]]\n{text}", encoding="utf-8")
+    words = ["--pretrained_model_name_or_path", str(model), "--dataset_config", str(dataset)]
+    words += ["--network_train_unet_only", "--cache_latents", "--cache_text_encoder_outputs"]
+    swapped = ["--blocks_to_swap=2", "--cpu_modulation", "--gradient_checkpointing"]
+    runs = [flux_words(small_flux, tmp_path / name, *words, *more) for name, more in (("plain", []), ("away", swapped))]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, str(ROOT / "tests/scripts/two_swapped_ranks.py")]
+    two = subprocess.run(
+        command, cwd=ROOT, env=environment, input=json.dumps(runs), capture_output=True, encoding="utf-8", timeout=300
+    )
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert len(re.findall(r"number of processes +2", two.stderr + two.stdout)) == 2
+    assert "3 of 7 blocks lie in main memory" in two.stderr + two.stdout
+    plain, *others = (tensors(tmp_path / run / f"rank{rank}.safetensors") for run in ("plain", "away") for rank in "01")
+    assert norm({key: value for key, value in plain.items() if "lora_up" in key}) > 0
+    assert all(torch.equal(other[key], plain[key]) for other in others for key in plain)
