@@ -218,15 +218,22 @@ class MemoryRoom:
         """Bytes of the device that nothing has needed yet; all that is free where there is no GPU."""
         if self.device.type != "cuda":
             return 1 << 62
-        free, total = torch.cuda.mem_get_info(self.device)
-        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.max_memory_allocated(self.device)
-        return max(int(free + unused - MARGIN * total), 0)
+        taken = torch.cuda.memory_reserved(self.device), torch.cuda.max_memory_allocated(self.device)
+        return never_needed(*torch.cuda.mem_get_info(self.device), *taken)
 
     def _offload(self) -> InputOffload | None:
         if not self._flags.cpu_offload_checkpointing:
             return None
         copier: Copier = ElsewhereCopier() if self.device == META else make_copier(self.device)
         return InputOffload(copier)
+
+
+def never_needed(free: int, total: int, reserved: int, peak: int) -> int:
+    """Bytes of a device with `total` that automatic choices may take.
+
+    They are what is `free` and what torch has `reserved` beyond the `peak` of what was in use, less a margin.
+    """
+    return max(int(free + reserved - peak - MARGIN * total), 0)
 
 
 def most_swapped(groups_of: Callable[[int], Sequence[SwapGroup]], blocks: int) -> Sequence[SwapGroup]:

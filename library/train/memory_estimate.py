@@ -18,7 +18,7 @@ from library.flags.dreambooth import DreamBoothFlags
 from library.flags.network import NetworkFlags
 from library.flags.optimizer import OptimizerFlags
 from library.flags.output import EmaFlags
-from library.flags.run import LargeModelFlags, MemoryFlags, PrecisionFlags
+from library.flags.run import AUTO, LargeModelFlags, MemoryFlags, PrecisionFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
 from library.train.accelerator import COMPUTE_DTYPES
@@ -239,7 +239,8 @@ def cures(settings: Settings) -> list[str]:
             not memory.gradient_checkpointing and memory.activation_memory is None,
             "--gradient_checkpointing: about a third slower, much less for a step",
         ),
-        (memory.activation_memory is not None, "a smaller --activation_memory: more is computed again"),
+        (memory.activation_memory == AUTO, "--activation_memory with a number, below what auto chose: pictures differ"),
+        (memory.activation_memory not in (None, AUTO), "a smaller --activation_memory: more is computed again"),
         (
             memory.gradient_checkpointing and not memory.cpu_offload_checkpointing,
             "--cpu_offload_checkpointing: what is needed to compute again waits in main memory",

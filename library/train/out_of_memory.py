@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from library.flags.dataset import CacheFlags, DatasetFlags
+from library.flags.run import LargeModelFlags
 from library.flags.settings import Settings
 from library.train.memory_estimate import cures
 
@@ -30,7 +31,7 @@ def is_of_device(error: BaseException) -> bool:
 
 def main_memory_cures(settings: Settings) -> list[str]:
     """What to change so that less main memory is needed; without what is done already."""
-    cache, dataset = settings[CacheFlags], settings[DatasetFlags]
+    cache, dataset, large = settings[CacheFlags], settings[DatasetFlags], settings.get(LargeModelFlags)
     options = [
         (
             cache.cache_latents and not cache.cache_latents_to_disk,
@@ -42,6 +43,11 @@ def main_memory_cures(settings: Settings) -> list[str]:
         ),
         (dataset.persistent_data_loader_workers, "without --persistent_data_loader_workers"),
         (cache.cache_dtype is None and cache.cache_latents, "--cache_dtype=bfloat16: half the memory for the caches"),
+        (large.cpu_modulation, "without --cpu_modulation: it keeps weights in main memory"),
+        (
+            bool(large.blocks_to_swap),
+            "a smaller --blocks_to_swap: the weights of swapped blocks lie in main memory",
+        ),
         (True, "other programs: close what holds much memory, or add swap space"),
     ]
     return [text for applies, text in options if applies]
