@@ -1,7 +1,7 @@
 """How fast and how large is it? `python tools/bench.py [startup] [load] [step] ...`: a table.
 
-Without a name it measures all but gpu; `--help` has the names. Run it with the Python of `.venv`. Times are those of
-this machine; counts are the same on every one.
+Without a name it measures all that needs no GPU; `--help` has the names. Run it with the Python of `.venv`. Times are
+those of this machine; counts are the same on every one.
 """
 
 from __future__ import annotations
@@ -15,43 +15,64 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from bench_rows import ROOT, Row, Table, command_of, outcome, rows_of_script, run_script
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table."""
+class Choice:
+    """What the command line says about models at full size."""
 
-    measure: str
-    value: str
-    target: str = ""
+    family: str | None
+    size: str
+    device: str
+    steps: int | None
+    limit: float
+    """Seconds that one row may take."""
+    found: Mapping[str, str]
+    """Measure -> value of the rows that need not be measured again."""
+
+    def words(self, what: str, steps: int) -> tuple[str, ...]:
+        """The arguments of `bench_gpu.py`."""
+        if self.family is None:
+            raise SystemExit(f"{what} needs --family {{{','.join(FAMILIES)}}}")
+        words = {"family": self.family, "size": self.size, "device": self.device, "steps": str(self.steps or steps)}
+        return (what, *(word for name, value in words.items() for word in (f"--{name}", value)))
 
 
 def main() -> int:
     """Measure what was asked for and print it as Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", nargs="*", help=f"any of: {', '.join(BENCHES)}; all of them if none is named")
+    parser.add_argument("what", nargs="*", help=f"any of: {', '.join(BENCHES)}; all but the last two if none is named")
+    parser.add_argument("--family", choices=FAMILIES, help="for counts, gpu, endurance: a published model at full size")
     parser.add_argument(
-        "--family", choices=FAMILIES, default="sd", help="of the model, for counts and gpu (default: sd)"
+        "--output", type=Path, help="also write each row to this file; gpu and endurance leave out those that it has"
     )
+    parser.add_argument("--size", choices=("full", "small"), default="full", help="for gpu, endurance (default: full)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="for gpu, endurance (default: cuda)")
+    parser.add_argument("--steps", type=int, help="of each row of gpu (default: 10) and endurance (default: 500)")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds for a row of gpu, endurance (default: 600)")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.what) - BENCHES.keys())
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(BENCHES)}")
-    print(f"commit {commit()}, {machine()}\n\n| measure | value | target |\n|---|---|---|", flush=True)
-    benches = BENCHES | FAMILIES[arguments.family]
-    for name in arguments.what or (name for name in BENCHES if name != "gpu"):
-        for row in benches[name]():
-            print(f"| {row.measure} | {row.value} | {row.target} |", flush=True)
+    try:
+        table = Table(f"commit {commit()}, {machine()}", arguments.output, sys.stdout)
+    except ValueError as error:
+        parser.error(f"--output: {error}")
+    given = {name: getattr(arguments, name) for name in ("family", "size", "device", "steps", "limit")}
+    choice = Choice(**given, found=table.found)
+    for name in arguments.what or (name for name in BENCHES if name not in ON_GPU):
+        for row in BENCHES[name](choice):
+            table.add(row)
     return 0
 
 
-def startup() -> list[Row]:
+def startup(_: Choice) -> list[Row]:
     """What `train_network.py --help` costs: the best of five."""
     runs = [run_measured([sys.executable, "train_network.py", "--help"]) for _ in range(5)]
     wall, megabytes = min(run[0] for run in runs), min(run[1] for run in runs)
@@ -59,11 +80,11 @@ def startup() -> list[Row]:
     return [Row(f"{name}, s", f"{wall:.2f}", "0.5"), Row(f"{name}, MB", f"{megabytes:.0f}", "60")]
 
 
-def load() -> list[Row]:
+def load(_: Choice) -> list[Row]:
     """Checkpoints of full size of random numbers, all models of them."""
     rows = []
     for facts, title, dtype in LOADED:
-        found = run_script("bench_load.py", facts, dtype)
+        found = json_of_script("bench_load.py", facts, dtype)
         name = f"load {title}, {dtype}, {found['gigabytes']:.2f} GB"
         rows.append(Row(f"{name}, s per GB", f"{found['seconds'] / found['gigabytes']:.2f}", "3"))
         rows.append(Row(f"{name}, CPU s per GB", f"{found['cpu_seconds'] / found['gigabytes']:.2f}"))
@@ -75,10 +96,10 @@ LOADED = (("sd15", "SD 1.5", "float16"), ("sd15", "SD 1.5", "float32"), ("sdxl_b
 """Published files that are read, what they are called here, and their numbers."""
 
 
-def order() -> list[Row]:
+def order(_: Choice) -> list[Row]:
     """A training and a picture of FLUX.1 with parts of a tenth of their size: what main memory holds at once."""
     with tempfile.TemporaryDirectory() as folder:
-        found = run_script("bench_order.py", folder)
+        found = json_of_script("bench_order.py", folder)
         peaks = {
             name: run_measured([sys.executable, *words], log=subprocess.DEVNULL)[1] / 1000
             for name, words in found["commands"].items()
@@ -97,9 +118,9 @@ ROOM_OF_A_STEP = 0.3
 """Gigabytes for what a step calculates with, and for what the allocator does not give back."""
 
 
-def merge() -> list[Row]:
+def merge(_: Choice) -> list[Row]:
     """A LoRA of rank 16 merged into a few FLUX.1 blocks of full size, bf16 to bf16."""
-    found = run_script("bench_merge.py")
+    found = json_of_script("bench_merge.py")
     name = f"merge into {found['gigabytes']:.2f} GB of FLUX.1"
     return [
         Row(f"{name}, CPU s per GB", f"{found['cpu_seconds'] / found['gigabytes']:.2f}"),
@@ -111,9 +132,9 @@ def merge() -> list[Row]:
     ]
 
 
-def step() -> list[Row]:
+def step(_: Choice) -> list[Row]:
     """Training steps of the small model on one thread."""
-    found = run_script("bench_step.py")
+    found = json_of_script("bench_step.py")
     name = f"step, {found['layers']:.0f} LoRA layers, one thread"
     return [
         Row(f"{name}, CPU ms, median", f"{found['median_ms']:.1f}", "75"),
@@ -122,33 +143,46 @@ def step() -> list[Row]:
     ]
 
 
-def counts() -> list[Row]:
-    """What a step of the small model makes the machine do."""
-    found = run_script("bench_counts.py")
+def counts(choice: Choice) -> Iterable[Row]:
+    """What a step makes the machine do: of the small model, or of one at full size beside the figures of sd-scripts."""
+    if choice.family is not None:
+        return rows_of_script("bench_full.py", choice.family)
+    found = json_of_script("bench_counts.py")
     targets = {"scalar_reads": "0"}
     return [
         Row(f"step, {name.replace('_', ' ')}", f"{value:,.0f}", targets.get(name, "")) for name, value in found.items()
     ]
 
 
-def flux_counts() -> list[Row]:
-    """What a step of FLUX.1-dev at full size makes a GPU do; the last column has the figures of sd-scripts."""
-    return [Row(*row) for row in run_script("bench_flux.py")]
+def gpu(choice: Choice) -> Iterator[Row]:
+    """Steps at full size on a GPU, weights made up."""
+    for name, command in of_variants(choice.words("gpu", steps=10)):
+        if name not in choice.found:
+            yield Row(name, outcome(command, choice.limit))
 
 
-def gpu() -> list[Row]:
-    """There is nothing at full size to measure for Stable Diffusion yet."""
-    raise SystemExit("gpu needs --family flux")
+def endurance(choice: Choice) -> Iterator[Row]:
+    """Whether many steps with swapped blocks end, and with the adapters of those without; the target is theirs."""
+    first, wrong = "", []
+    for name, command in of_variants(choice.words("endurance", steps=500)):
+        value = choice.found.get(name) or outcome(command, choice.limit)
+        if name not in choice.found:
+            yield Row(name, value, first)
+        first = first or value
+        wrong += [name] if value != first else []
+    if wrong:
+        raise SystemExit(f"not the adapters of the first row: {'; '.join(wrong)}")
 
 
-def flux_gpu() -> list[Row]:
-    """Steps of FLUX.1-dev at full size on a GPU, weights made up."""
-    return [Row(*row) for row in run_script("bench_gpu.py")]
+def of_variants(words: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
+    """The name of each row, and the command that measures it."""
+    for number, name in enumerate(json_of_script("bench_gpu.py", *words)):
+        yield name, command_of("bench_gpu.py", *words, "--variant", str(number))
 
 
-def dataset() -> list[Row]:
+def dataset(_: Choice) -> list[Row]:
     """Finding, reading and caching images."""
-    found = run_script("bench_dataset.py")
+    found = json_of_script("bench_dataset.py")
     return [Row(name, f"{found[key]:,.{digits}f}", target) for key, (name, digits, target) in DATASET_ROWS.items()]
 
 
@@ -171,7 +205,7 @@ DATASET_ROWS: dict[str, tuple[str, int, str]] = {
     "growth_pixels_mb": ("memory growth over 5 epochs, images, MB", 1, "0"),
 }
 
-BENCHES: dict[str, Callable[[], list[Row]]] = {
+BENCHES: dict[str, Callable[[Choice], Iterable[Row]]] = {
     "startup": startup,
     "load": load,
     "order": order,
@@ -180,18 +214,15 @@ BENCHES: dict[str, Callable[[], list[Row]]] = {
     "counts": counts,
     "dataset": dataset,
     "gpu": gpu,
+    "endurance": endurance,
 }
-FAMILIES: dict[str, dict[str, Callable[[], list[Row]]]] = {"sd": {}, "flux": {"counts": flux_counts, "gpu": flux_gpu}}
-"""Family -> the measurements that it has of its own."""
+ON_GPU = ("gpu", "endurance")
+FAMILIES = ("sd", "sdxl", "flux")
 
 
-def run_script(script: str, *arguments: str) -> Any:
-    """What a measuring script prints; each has a process of its own, so that none sees another's memory."""
-    command = [sys.executable, str(ROOT / "tools" / script), *arguments]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{script} failed, see above")
-    return json.loads(done.stdout.splitlines()[-1])
+def json_of_script(script: str, *arguments: str) -> Any:
+    """What a measuring script prints at its end."""
+    return json.loads(run_script(script, *arguments)[-1])
 
 
 def run_measured(command: list[str], log: int | None = None) -> tuple[float, float]:

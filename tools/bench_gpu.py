@@ -1,61 +1,53 @@
-"""How fast is FLUX.1-dev on this GPU, and in how much memory? Prints rows as JSON; see bench.py.
+"""How fast is a model on this GPU, in how much memory, and does it stay right? One row a process; see bench.py.
 
-Rank 16 on every linear layer of the blocks, 1024 x 1024, batch size 1. Variants that do not fit say so. Each variant
-has a process of its own, so that none sees another's memory.
+Without --variant it prints the names of the rows as JSON, with the number of one what was found for it.
 """
 
 from __future__ import annotations
 
-import itertools
+import argparse
 import json
-import subprocess
+import os
 import sys
-from dataclasses import astuple
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from gpu_run import FULL_SIZE, SCALINGS, Variant, run
-from library.memory.checkpointing import Recompute
-
-PATCHES = (64, 64)
-TEXT_TOKENS = 512
-STEPS = 10
-SWAPS = (0, 9, 18, 28, 35)
-RECOMPUTE = (Recompute.ALL, Recompute.ELEMENTWISE)
+from gpu_run import endured, lasting_variants, measured, variants
+from made_up_run import FAMILIES, MadeUpRun
 
 
 def main() -> int:
-    """Without arguments all variants; with the number of one, that one."""
-    if not torch.cuda.is_available():
-        raise SystemExit("there is no CUDA device")
-    variants = [
-        Variant(*choice)
-        for choice in itertools.product(SCALINGS, SWAPS, RECOMPUTE, (False, True))
-        # A compiled block cannot look its weights up again, so swapped ones are recomputed in full.
-        if not (choice[1] and choice[2] is not Recompute.ALL and choice[3])
-    ]
-    if len(sys.argv) > 1:
-        found = run(FULL_SIZE, variants[int(sys.argv[1])], torch.device("cuda", 0), PATCHES, TEXT_TOKENS, STEPS)
-        print(json.dumps(astuple(found)))
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=("gpu", "endurance"))
+    parser.add_argument("--family", choices=FAMILIES, required=True)
+    parser.add_argument("--size", choices=("full", "small"), required=True)
+    parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--variant", type=int)
+    given = parser.parse_args()
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("there is no CUDA device; --device cpu --size small tries the measurement out")
+    family = FAMILIES[given.family]
+    size, title = (family.full, family.title) if given.size == "full" else (family.small, f"small {family.title}")
+    if given.what == "endurance":
+        choices = lasting_variants(family, size)
+    else:
+        choices = list(variants(family, size, "inductor" if given.device == "cuda" else "eager"))
+    if given.variant is None:
+        end = f", {given.steps} steps" if given.what == "endurance" else ""
+        print(json.dumps([f"{title}, {variant}{end}" for variant in choices]))
         return 0
-    print(json.dumps([[f"FLUX.1-dev, {variant}", measured(index), ""] for index, variant in enumerate(variants)]))
+    if given.what == "endurance":  # before the first tensor is on the device
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True)
+    device = torch.device("cuda", 0) if given.device == "cuda" else torch.device("cpu")
+    run = MadeUpRun(family, size, choices[given.variant], device)
+    print(endured(run, given.steps) if given.what == "endurance" else measured(run, given.steps))
     return 0
-
-
-def measured(index: int) -> str:
-    """One variant in words."""
-    command = [sys.executable, __file__, str(index)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return "does not fit" if "OutOfMemory" in last else f"failed: {last}"
-    seconds, device, host, waiting, _ = json.loads(done.stdout.splitlines()[-1])
-    return (
-        f"{seconds:.2f} s, {device / 1e9:.1f} GB of the device, {host / 1e9:.1f} GB of the host, {waiting:.1%} waiting"
-    )
 
 
 if __name__ == "__main__":

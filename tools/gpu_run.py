@@ -1,50 +1,24 @@
-"""Steps of a FLUX.1 transformer of any size with made-up weights: how long, how much memory, how much waiting."""
+"""How fast are the steps of a made-up run, in how much memory, and how long do they wait for swapped weights?"""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from library.memory.block_swap import BlockSwap, settle, spread_evenly
-from library.memory.checkpointing import Recompute, checkpoint_blocks
-from library.memory.compilation import compile_blocks
-from library.memory.copier import Copier, CudaCopier, make_copier
-from library.memory.fp8 import Format, Quantizer, Scaling
-from library.memory.frozen_layers import attach_frozen_layers
-from library.models.architecture import double_and_single_swap_groups
-from library.models.attention import AttentionMode
-from library.models.flux.model import FluxShape, FluxTransformer
-from networks.core.adapter import Dropout, Strength, stand_in
-from networks.core.lora_adapter import LoraAdapter
+from bench_memory import peak_memory
+from library.memory.checkpointing import Recompute
+from library.memory.copier import Copier
+from made_up_run import Family, MadeUpRun, Size, Variant
 
-RANK = 16
-FULL_SIZE = FluxShape(
-    in_channels=64, width=3072, num_heads=24, mlp_width=12288, text_dim=4096, double_blocks=19, single_blocks=38,
-    pooled_dim=768, has_guidance=True,
-)  # fmt: skip
-"""FLUX.1-dev."""
-SCALINGS = {"bf16": None, "fp8_base": Scaling.NONE, "fp8_scaled": Scaling.BLOCK}
 WARM_UP = 3
 """Steps before the clock runs, in which everything is compiled and allocated."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to run."""
-
-    form: str
-    blocks_to_swap: int
-    recompute: Recompute
-    compiled: bool
-
-    def __str__(self) -> str:
-        compiled = ", compiled" if self.compiled else ""
-        return f"{self.form}, {self.blocks_to_swap} blocks swapped, {self.recompute.value}{compiled}"
 
 
 @dataclass(frozen=True)
@@ -53,124 +27,131 @@ class Found:
 
     seconds_per_step: float
     device_bytes: int
-    """At most."""
+    """At most; 0 where the device is the CPU."""
     host_bytes: int
-    """Of the process, at the end."""
+    """At most, of the whole process."""
+    uploaded_bytes: int
+    """In one step."""
     waiting: float
     """Share of a step that the device stood waiting for weights."""
     losses: tuple[float, ...]
+    """Of every step, those of the warm-up first."""
+
+    def __str__(self) -> str:
+        device = f"{self.device_bytes / 1e9:.1f} GB of the device, " if self.device_bytes else ""
+        uploads = f", {self.uploaded_bytes / 1e9:.3g} GB uploaded, {self.waiting:.1%} waiting"
+        memory = f"{device}{self.host_bytes / 1e9:.1f} GB of main memory"
+        return f"{self.seconds_per_step:.3g} s, {memory}{uploads if self.uploaded_bytes else ''}"
 
 
-class TimedCopier(CudaCopier):
-    """Measures how long the calculation waits."""
+class TimedCopier:
+    """Another copier, and how long the calculation waits for it."""
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self.waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+    def __init__(self, inside: Copier, is_gpu: bool) -> None:
+        self.inside = inside
+        self._is_gpu = is_gpu
+        self._waits: list[tuple[Any, Any]] = []
 
-    def wait(self, moment: torch.cuda.Event) -> None:
-        """The stream of the calculation waits, between two marks of time."""
-        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        before.record()
-        super().wait(moment)
-        after.record()
-        self.waits.append((before, after))
+    def host(self, size: int) -> Tensor:
+        """Main memory."""
+        return self.inside.host(size)
+
+    def device(self, size: int) -> Tensor:
+        """The device."""
+        return self.inside.device(size)
+
+    def mark(self) -> Any:
+        """The moment at which the device will be done with what it has been told."""
+        return self.inside.mark()
+
+    def copy(self, source: Tensor, target: Tensor, after: Any) -> Any:
+        """The moment at which the copy has arrived."""
+        return self.inside.copy(source, target, after)
+
+    def wait(self, moment: Any) -> None:
+        """The calculation waits, between two marks of time."""
+        before = self._now()
+        self.inside.wait(moment)
+        self._waits.append((before, self._now()))
 
     def seconds(self) -> float:
-        """All waits until now; the device must have come to rest."""
-        return sum(before.elapsed_time(after) for before, after in self.waits) / 1e3
+        """All waits since this was asked last; the device must have come to rest."""
+        waits, self._waits = self._waits, []
+        if self._is_gpu:
+            return sum(before.elapsed_time(after) for before, after in waits) / 1e3
+        return sum(after - before for before, after in waits)
+
+    def _now(self) -> Any:
+        if not self._is_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
-def run(
-    shape: FluxShape, variant: Variant, device: torch.device, size: tuple[int, int], text: int, steps: int
-) -> Found:
-    """Train a LoRA on noise for `steps` steps; `size` is rows and columns of patches, `text` the number of tokens."""
-    is_gpu = device.type == "cuda"
-    copier: Copier = TimedCopier(device) if is_gpu else make_copier(device)
-    model, adapters = _model(shape, variant, device, copier)
-    optimizer = torch.optim.AdamW(adapters.parameters(), lr=1e-2, fused=is_gpu)
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(*sides: int) -> Tensor:
-        return torch.randn(sides, generator=generator).to(device, torch.bfloat16)
-
-    tokens = size[0] * size[1]
-    img, txt, pooled = noise(1, tokens, shape.in_channels), noise(1, text, shape.text_dim), noise(1, shape.pooled_dim)
-    t, guidance = torch.tensor([0.5], device=device), torch.tensor([1.0], device=device)
-    losses = []
-    started = 0.0
-    for step in range(WARM_UP + steps):
-        if step == WARM_UP:
-            _rest(device)
-            if is_gpu:
-                torch.cuda.reset_peak_memory_stats(device)
-                copier.waits.clear()  # type: ignore[attr-defined]
-            started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = (model(img, txt, t, guidance, pooled, size) - img).float().square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-    _rest(device)
+def measured(run: MadeUpRun, steps: int, warm_up: int = WARM_UP) -> Found:
+    """Take `steps` steps after those of the warm-up."""
+    run.prepare_updates(warm_up + steps)
+    is_gpu, streams = run.device.type == "cuda", run.room.streams
+    copier = None if streams is None else TimedCopier(streams.copier, is_gpu)
+    if streams is not None and copier is not None:
+        streams.copier = copier
+    losses = [run.step() for _ in range(warm_up)]
+    rest(run.device)
+    if is_gpu:
+        torch.cuda.reset_peak_memory_stats(run.device)
+    uploaded = 0 if streams is None else streams.loaded
+    if copier is not None:
+        copier.seconds()
+    started = time.perf_counter()
+    losses += [run.step() for _ in range(steps)]
+    rest(run.device)
     seconds = (time.perf_counter() - started) / steps
-    waiting = copier.seconds() / steps / seconds if isinstance(copier, TimedCopier) else 0.0
-    memory = torch.cuda.max_memory_allocated(device) if is_gpu else 0
-    return Found(seconds, memory, psutil.Process().memory_info().rss, waiting, tuple(float(loss) for loss in losses))
+    return Found(
+        seconds_per_step=seconds,
+        device_bytes=torch.cuda.max_memory_allocated(run.device) if is_gpu else 0,
+        host_bytes=peak_memory(),
+        uploaded_bytes=0 if streams is None else (streams.loaded - uploaded) // steps,
+        waiting=0.0 if copier is None else copier.seconds() / steps / seconds,
+        losses=tuple(float(loss) for loss in losses),
+    )
 
 
-def _rest(device: torch.device) -> None:
+def endured(run: MadeUpRun, steps: int) -> str:
+    """What names the adapters, to the last bit, after `steps` steps."""
+    run.prepare_updates(steps)
+    for _ in range(steps):
+        run.step()
+    rest(run.device)
+    digest = hashlib.sha256()
+    for name, value in sorted(run.trained.network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def rest(device: torch.device) -> None:
+    """Wait until the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _model(shape: FluxShape, variant: Variant, device: torch.device, copier: Copier) -> tuple[nn.Module, nn.Module]:
-    """The transformer with made-up weights, and its adapters."""
-    with torch.device("meta"):
-        model = FluxTransformer(shape, AttentionMode.SDPA).requires_grad_(False)
-    blocks: list[nn.Module] = [*model.double_blocks, *model.single_blocks]
-    groups = double_and_single_swap_groups(model.double_blocks, model.single_blocks, variant.blocks_to_swap)
-    starts = (0, shape.double_blocks)
-    streamed = [
-        start + place
-        for start, group in zip(starts, groups, strict=True)
-        for place in spread_evenly(len(group.blocks), group.num_swapped)
-    ]
-    away = {id(module) for index in streamed for module in blocks[index].modules()}
-    scaling = SCALINGS[variant.form]
-    quantizer = None if scaling is None else Quantizer(Format(scaling), ("_blocks",), ("norm",), device)
-    torch.manual_seed(0)
-    for name, module in model.named_modules():
-        place = torch.device("cpu") if id(module) in away else device
-        for leaf, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[leaf] = _made_up(f"{name}.{leaf}", parameter, place, device, quantizer)
-    attach_frozen_layers(model, {} if quantizer is None else quantizer.scales, lambda layer: id(layer) in away)
-    if streamed:
-        settle(model, device, BlockSwap(blocks, streamed, copier).away())
-    adapters = _adapted(blocks).to(device)
-    if variant.compiled:
-        compile_blocks(blocks, "inductor")
-    checkpoint_blocks(blocks, variant.recompute)
-    return model, adapters
+def variants(family: Family, size: Size, backend: str) -> Iterator[Variant]:
+    """Every way to run that is measured."""
+    for choice in itertools.product(family.forms, size.swaps, family.recompute, (False, True)):
+        yield Variant(*choice, backend=backend)
+    if most := size.swaps[-1]:
+        for form in family.forms:
+            yield Variant(form, most, Recompute.ALL, cpu_modulation=True)
 
 
-def _made_up(
-    name: str, like: Tensor, place: torch.device, maker: torch.device, quantizer: Quantizer | None
-) -> nn.Parameter:
-    """A weight as large as those of a trained model are, made on `maker`, which is fast."""
-    value: Any = torch.empty(like.shape, dtype=torch.bfloat16, device=maker)
-    value = value.normal_(std=0.02) if like.dim() > 1 else value.fill_(1.0 if name.endswith("scale") else 0.0)
-    value = value.to(place)
-    return nn.Parameter(value if quantizer is None else quantizer(name, value), requires_grad=False)
+def lasting_variants(family: Family, size: Size) -> list[Variant]:
+    """One without swapped blocks, and those that must learn the same with them.
 
-
-def _adapted(blocks: list[nn.Module]) -> nn.ModuleList:
-    adapters = nn.ModuleList()
-    for block in blocks:
-        for parent in list(block.modules()):
-            for name, layer in list(parent.named_children()):
-                if isinstance(layer, nn.Linear):
-                    adapters.append(LoraAdapter(layer, RANK, float(RANK), Dropout(), Strength()))
-                    stand_in(parent, name, adapters[-1])  # type: ignore[arg-type]
-    return adapters
+    Raises:
+        ValueError: no blocks of this family can be swapped.
+    """
+    most = size.swaps[-1]
+    if not most:
+        raise ValueError(f"blocks of {family.title} cannot be swapped")
+    return [Variant(recompute=Recompute.ALL), *(Variant("bf16", most, choice) for choice in family.recompute)]

@@ -115,7 +115,7 @@ class SmallRun(NetworkTrainer):
         modules = [self.models.denoiser, *self.models.text_encoders, self.trained.network]
         make_fake(modules, mode)
         with mode:
-            counts = count_step(lambda: self.loss(batch), modules)
+            counts = count_step(lambda: self.loss(batch))
         return counts | {"kernels_update": update.kernels.total(), "scalar_reads": whole.scalar_reads}
 
     def loss(self, batch: Batch) -> Tensor:

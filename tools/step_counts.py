@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry, shape_wrapper
+
+from library.memory.activation_plan import ATTENTION_ON_CPU
+from library.train.peak_memory import LiveBytes
 
 aten = torch.ops.aten
 
@@ -21,17 +26,29 @@ FREE = {
 }  # fmt: skip
 """Operations that start no kernel; views are the others."""
 
-COPIES = {aten._to_copy, aten.clone, aten.copy_, aten.fill_, aten.zero_, aten.zeros_like, aten.ones_like}
-"""Elementwise work that torch does not tag as such."""
+PRODUCTS: dict[Any, Callable[..., int]] = flop_registry | {
+    aten.addmm_: flop_registry[aten.addmm],
+    aten.baddbmm_: flop_registry[aten.baddbmm],
+    **{operation: shape_wrapper(formula) for operation, formula in ATTENTION_ON_CPU.items()},
+}
+"""Operations that calculate more than they move, and their FLOPs; all others are elementwise work here."""
+
+WIDENED = (F.layer_norm, F.group_norm)
+"""What autocast calculates in float32 on a GPU and not on the CPU, of all that the denoisers do."""
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts the operations that reach a device while the mode is on, those of the backward pass included."""
+    """Counts the operations that reach a device while the mode is on, those of the backward pass included.
+
+    Attributes:
+        elementwise_bytes: read and written by everything that is no product.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.kernels: Counter[str] = Counter()
         self.elementwise_bytes = 0
+        self.flops = 0
         self.scalar_reads = 0
 
     def __torch_dispatch__(
@@ -46,37 +63,25 @@ class OperationCounter(TorchDispatchMode):
         if func.is_view or packet in FREE or func.namespace == "prim":
             return out
         self.kernels[str(packet)] += 1
-        if torch.Tag.pointwise in func.tags or packet in COPIES:
+        if packet in PRODUCTS:
+            self.flops += PRODUCTS[packet](*args, **(kwargs or {}), out_val=out)
+        else:
             tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
             self.elementwise_bytes += sum(touched_bytes(tensor) for tensor in tensors)
         return out
 
 
-class SavedBytes:
-    """Context that adds up the memory kept for the backward pass, each storage once, without `frozen` ones."""
+class AutocastOfGpus(TorchFunctionMode):
+    """Lets the autocast of the CPU widen what that of a GPU does."""
 
-    def __init__(self, frozen: Iterable[Tensor]) -> None:
-        self.known = {tensor.untyped_storage()._cdata for tensor in frozen}
-        self.kept: list[Tensor] = []
-        self.total = 0
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor)
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        """Count `tensor` if its storage is new."""
-        alias = tensor.detach()
-        storage = alias.untyped_storage()
-        if storage._cdata not in self.known:
-            self.known.add(storage._cdata)
-            self.kept.append(alias)  # a storage that stays cannot lend its address to another
-            self.total += storage.nbytes()
-        return alias
-
-    def __enter__(self) -> SavedBytes:
-        self.hooks.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.hooks.__exit__(*error)
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run `func`."""
+        if func in WIDENED and torch.is_autocast_enabled("cpu"):
+            args = tuple(_widened(value) for value in args)
+            kwargs = {name: _widened(value) for name, value in (kwargs or {}).items()}
+        return func(*args, **(kwargs or {}))
 
 
 def touched_bytes(tensor: Tensor) -> int:
@@ -87,35 +92,35 @@ def touched_bytes(tensor: Tensor) -> int:
     return numel * tensor.element_size()
 
 
-def count_step(loss: Callable[[], Tensor], modules: Iterable[nn.Module]) -> dict[str, int]:
+def count_step(loss: Callable[[], Tensor]) -> dict[str, int]:
     """The counts of one forward and backward pass; `loss` makes the scalar that is differentiated."""
-    frozen = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    flops = FlopCounterMode(display=False), FlopCounterMode(display=False)  # entering one again would reset it
-    with flops[0], OperationCounter() as forward, SavedBytes(frozen) as saved:
+    with LiveBytes() as live, OperationCounter() as forward:
         value = loss()
-    with flops[1], OperationCounter() as backward:
+    kept = live.live
+    with OperationCounter() as backward:
         value.backward()
     return {
         "kernels_forward": forward.kernels.total(),
         "kernels_backward": backward.kernels.total(),
         "elementwise_bytes_forward": forward.elementwise_bytes,
         "elementwise_bytes_backward": backward.elementwise_bytes,
-        "flops": sum(mode.get_total_flops() for mode in flops),
-        "bytes_saved_for_backward": saved.total,
+        "flops": forward.flops + backward.flops,
+        "bytes_kept_for_backward": kept,
     }
 
 
 def make_fake(modules: Iterable[nn.Module], mode: FakeTensorMode) -> None:
-    """Replace every parameter and buffer by a fake tensor of its shape; shared ones stay shared."""
+    """Replace every parameter and buffer by a fake tensor of its shape on the CPU; shared ones stay shared."""
     fakes: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:
         if id(tensor) not in fakes:
-            made = mode.from_tensor(tensor.detach())
-            is_parameter = isinstance(tensor, nn.Parameter)
-            fakes[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if is_parameter else made
-            if tensor.grad is not None:  # backward adds to a gradient that is there
-                fakes[id(tensor)].grad = mode.from_tensor(tensor.grad)
+            with mode:
+                made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                fakes[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if is_parameter else made
+                if tensor.grad is not None:  # backward adds to a gradient that is there
+                    fakes[id(tensor)].grad = torch.empty(tensor.shape, dtype=tensor.grad.dtype)
         return fakes[id(tensor)]
 
     originals: list[Tensor] = []  # kept until the end, so that no two have the same id
@@ -126,3 +131,7 @@ def make_fake(modules: Iterable[nn.Module], mode: FakeTensorMode) -> None:
                     if tensor is not None:
                         originals.append(tensor)
                         tensors[name] = fake(tensor)  # type: ignore[assignment]
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value

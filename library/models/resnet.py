@@ -8,16 +8,18 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from library.models.norms import GroupNorm
+
 
 class ResnetBlock2D(nn.Module):
     """Two 3x3 convolutions with the time added between them: [B, in, h, w] -> [B, out, h, w]."""
 
     def __init__(self, in_channels: int, out_channels: int, time_dim: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(32, in_channels, eps=1e-5)
+        self.norm1 = GroupNorm(32, in_channels, eps=1e-5)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(time_dim, out_channels)
-        self.norm2 = nn.GroupNorm(32, out_channels, eps=1e-5)
+        self.norm2 = GroupNorm(32, out_channels, eps=1e-5)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from library.models.attention import AttentionMode, attention
+from library.models.norms import GroupNorm, LayerNorm
 
 
 class Transformer2DModel(nn.Module):
@@ -22,7 +23,7 @@ class Transformer2DModel(nn.Module):
     def __init__(self, channels: int, num_heads: int, context_dim: int, depth: int, use_linear: bool) -> None:
         super().__init__()
         self.use_linear = use_linear
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.norm = GroupNorm(32, channels, eps=1e-6)
         self.proj_in: nn.Module = nn.Linear(channels, channels) if use_linear else nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(channels, num_heads, context_dim) for _ in range(depth)
@@ -54,9 +55,9 @@ class BasicTransformerBlock(nn.Module):
         self.attn1 = CrossAttention(channels, channels, num_heads)
         self.ff = FeedForward(channels)
         self.attn2 = CrossAttention(channels, context_dim, num_heads)
-        self.norm1 = nn.LayerNorm(channels)
-        self.norm2 = nn.LayerNorm(channels)
-        self.norm3 = nn.LayerNorm(channels)
+        self.norm1 = LayerNorm(channels)
+        self.norm2 = LayerNorm(channels)
+        self.norm3 = LayerNorm(channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Takes x [B, L, C], context [B, T, D] -> [B, L, C]."""

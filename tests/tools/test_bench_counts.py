@@ -15,10 +15,10 @@ AT_MOST = {
     "kernels_forward": 1110,
     "kernels_backward": 2051,
     "kernels_update": 16,  # three of them bring the norm of the gradient to the host, for the log and the watch
-    "elementwise_bytes_forward": 4_304_548,
-    "elementwise_bytes_backward": 10_619_424,
-    "flops": 224_707_584,
-    "bytes_saved_for_backward": 4_135_844,
+    "elementwise_bytes_forward": 5_961_216,
+    "elementwise_bytes_backward": 13_583_288,
+    "flops": 271_353_344,
+    "bytes_kept_for_backward": 4_135_844,
     "scalar_reads": 0,
 }
 

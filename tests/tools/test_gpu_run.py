@@ -1,37 +1,109 @@
+"""What is measured on a GPU runs here on small models: the same code, on the CPU."""
+
 from __future__ import annotations
 
-from dataclasses import replace
+import math
 
 import pytest
 import torch
 
-from gpu_run import FULL_SIZE, SCALINGS, Variant, run
-from library.memory.checkpointing import Recompute
+from gpu_run import Found, TimedCopier, endured, lasting_variants, measured, variants
+from library.memory.copier import PlainCopier
+from made_up_run import FAMILIES, Family, MadeUpRun, Variant
 
-SMALL = replace(
-    FULL_SIZE, width=64, num_heads=2, mlp_width=128, text_dim=32, double_blocks=4, single_blocks=8, pooled_dim=16
-)
-
-
-def losses(form: str, swap: int, recompute: Recompute, device: str = "cpu", steps: int = 1) -> tuple[float, ...]:
-    variant = Variant(form, swap, recompute, compiled=False)
-    return run(SMALL, variant, torch.device(device), size=(4, 4), text=8, steps=steps).losses
+CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("form", SCALINGS)
-def test_the_measured_steps_are_the_same_with_and_without_swapped_blocks(form: str) -> None:
-    expected = losses(form, 0, Recompute.ALL)
-    assert len(expected) == 4 and len(set(expected)) > 1
-    assert losses(form, 3, Recompute.ELEMENTWISE) == expected
+def rows(family: Family, compiled: bool) -> dict[Variant, Found]:
+    chosen = [variant for variant in variants(family, family.small, "eager") if variant.compiled == compiled]
+    return {variant: measured(MadeUpRun(family, family.small, variant, CPU), 1, warm_up=1) for variant in chosen}
 
 
-def test_a_variant_says_what_it_is() -> None:
-    variant = Variant("fp8_scaled", 18, Recompute.ALL, compiled=True)
-    assert str(variant) == "fp8_scaled, 18 blocks swapped, recompute all, compiled"
+@pytest.mark.parametrize(("name", "count"), [("flux", 15), ("sdxl", 6)])
+def test_every_way_to_run_gives_a_row_with_numbers_that_can_be(name: str, count: int) -> None:
+    found = rows(FAMILIES[name], compiled=False)
+    assert len(found) == count
+    learnt: dict[str, set[tuple[float, ...]]] = {}
+    for variant, row in found.items():
+        assert row.seconds_per_step > 0 and row.host_bytes > 1e8 and row.device_bytes == 0
+        assert 0 <= row.waiting < 1
+        assert (row.uploaded_bytes > 0) == (variant.blocks_to_swap > 0)
+        assert ("uploaded" in str(row)) == (variant.blocks_to_swap > 0)
+        assert len(row.losses) == 2 and all(math.isfinite(loss) for loss in row.losses)
+        learnt.setdefault(variant.form, set()).add(row.losses)
+    assert [len(losses) for losses in learnt.values()] == [1] * len(learnt), "where weights lie changes no bit"
+    assert len(set.union(*learnt.values())) == len(learnt), "the formats differ"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "count"), [("flux", 12), ("sdxl", 6)])
+def test_compiled_blocks_learn_what_others_do(name: str, count: int) -> None:
+    family = FAMILIES[name]
+    found = rows(family, compiled=True)
+    assert len(found) == count
+    for variant, row in found.items():
+        plain = Variant(variant.form, variant.blocks_to_swap, variant.recompute)
+        expected = measured(MadeUpRun(family, family.small, plain, CPU), 1, warm_up=1)
+        assert row.losses == pytest.approx(expected.losses, rel=2e-3)
+        assert row.uploaded_bytes == expected.uploaded_bytes
+
+
+def test_float8_weights_are_half_of_the_uploads() -> None:
+    family = FAMILIES["flux"]
+    sizes = [
+        measured(MadeUpRun(family, family.small, Variant(form, 3), CPU), 1, warm_up=1).uploaded_bytes
+        for form in ("bf16", "fp8_base")
+    ]
+    assert sizes[0] == 2 * sizes[1]
+
+
+def test_steps_with_swapped_blocks_end_with_the_adapters_of_those_without() -> None:
+    family = FAMILIES["flux"]
+    names = [
+        endured(MadeUpRun(family, family.small, choice, CPU), 3) for choice in lasting_variants(family, family.small)
+    ]
+    assert len(names) == 3 and len(set(names)) == 1
+    other = endured(MadeUpRun(family, family.small, Variant(), CPU), 2)
+    assert other != names[0]
+
+
+def test_there_is_nothing_to_endure_without_swapped_blocks() -> None:
+    with pytest.raises(ValueError, match="blocks of SDXL cannot be swapped"):
+        lasting_variants(FAMILIES["sdxl"], FAMILIES["sdxl"].full)
+
+
+def test_the_table_of_flux_at_full_size_has_every_way_that_was_asked_for() -> None:
+    family = FAMILIES["flux"]
+    found = [str(variant) for variant in variants(family, family.full, "inductor")]
+    assert len(found) == len(set(found)) == 3 * 5 * 2 * 2 + 3
+    assert found[0] == "bf16, all recomputed"
+    assert "fp8_scaled, 18 blocks swapped, products kept, compiled" in found
+
+
+def test_waiting_is_the_time_between_the_marks() -> None:
+    class SlowCopier(PlainCopier):
+        def wait(self, moment: object) -> None:
+            torch.randn(2000, 200).square().sum()
+
+    copier = TimedCopier(SlowCopier(), is_gpu=False)
+    copier.wait(copier.mark())
+    assert copier.seconds() > 0
+    assert copier.seconds() == 0
 
 
 @pytest.mark.gpu
 @pytest.mark.slow
-def test_500_steps_on_a_gpu_with_streaming_weights_are_those_without() -> None:
-    expected = losses("bf16", 0, Recompute.ALL, "cuda", steps=497)
-    assert losses("bf16", 5, Recompute.ALL, "cuda", steps=497) == expected
+def test_500_steps_on_a_gpu_with_swapped_blocks_end_with_the_adapters_of_those_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    family, device = FAMILIES["flux"], torch.device("cuda", 0)
+    torch.use_deterministic_algorithms(True)
+    try:
+        names = [
+            endured(MadeUpRun(family, family.small, choice, device), 500)
+            for choice in lasting_variants(family, family.small)
+        ]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(set(names)) == 1

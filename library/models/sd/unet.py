@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from library.models.attention import AttentionMode
 from library.models.embeddings import timestep_embedding
+from library.models.norms import GroupNorm
 from library.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from library.models.spatial_transformer import CrossAttention, Transformer2DModel
 
@@ -50,7 +51,7 @@ class UNet(nn.Module):
         self.down_blocks = nn.ModuleList(DownBlock(shape, level) for level in levels)
         self.up_blocks = nn.ModuleList(UpBlock(shape, level) for level in reversed(levels))
         self.mid_block = MidBlock(shape)
-        self.conv_norm_out = nn.GroupNorm(32, shape.widths[0], eps=1e-5)
+        self.conv_norm_out = GroupNorm(32, shape.widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(shape.widths[0], shape.out_channels, 3, padding=1)
         self.set_attention(attention)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from library.models.attention import AttentionMode
 from library.models.embeddings import timestep_embedding
+from library.models.norms import GroupNorm
 from library.models.resnet import Upsample2D
 from library.models.spatial_transformer import CrossAttention, Transformer2DModel
 
@@ -55,7 +56,7 @@ class SdxlUNet(nn.Module):
         self.middle_block = _middle(shape)
         self.output_blocks = _way_up(shape, skips)
         self.out = nn.Sequential(
-            nn.GroupNorm(32, width, eps=1e-5), nn.SiLU(), nn.Conv2d(width, shape.out_channels, 3, padding=1)
+            GroupNorm(32, width, eps=1e-5), nn.SiLU(), nn.Conv2d(width, shape.out_channels, 3, padding=1)
         )
         for module in self.modules():
             if isinstance(module, CrossAttention):
@@ -121,11 +122,11 @@ class ResnetBlock2D(nn.Module):
         super().__init__()
         # The published numbers count activations and dropouts; the time comes here with SiLU applied.
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(32, in_channels, eps=1e-5), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+            GroupNorm(32, in_channels, eps=1e-5), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(time_dim, out_channels))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(32, out_channels, eps=1e-5),
+            GroupNorm(32, out_channels, eps=1e-5),
             nn.SiLU(),
             nn.Identity(),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
