@@ -1,5 +1,6 @@
 """Trains to the end, again from a state, and again after one rank was interrupted; started by several processes."""
 
+import json
 import os
 import signal
 import sys
@@ -39,15 +40,19 @@ def run(words: list[str], output: Path, *more: str, hears: signal.Signals | None
     return trainer.run()
 
 
-def main() -> int:
-    """`root SIGNAL RANK words...`: 0 when every run ended as it should; RANK is the one that gets the signal."""
-    root, number, rank, *words = sys.argv[1:]
-    folder = Path(root)
+def runs_of(folder: Path, number: str, rank: str, words: list[str]) -> bool:
+    """Whether the four runs of a case ended as they should; `rank` is the one that gets the signal `number`."""
     heard = signal.Signals[number] if os.environ["RANK"] == rank else None
     codes = [run(words, folder / "whole"), run(words, folder / "stopped", hears=heard) - 130]
     for name, state in (("whole", "step00000002"), ("stopped", "step00000003")):
         codes.append(run(words, folder / f"{name}_resumed", "--resume", str(folder / name / f"small-{state}-state")))
-    return 0 if not any(codes) else 1
+    return not any(codes)
+
+
+def main() -> int:
+    """`FILE`, a list of cases in JSON, each `[folder, SIGNAL, RANK, words...]`: 0 when all ended as they should."""
+    cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    return 0 if all(runs_of(Path(folder), number, rank, words) for folder, number, rank, *words in cases) else 1
 
 
 if __name__ == "__main__":

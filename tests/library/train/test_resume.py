@@ -249,17 +249,21 @@ TWO_RANKS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", TWO_RANKS.values(), ids=TWO_RANKS.keys())
-def test_two_processes_that_one_signal_stops_continue_with_equal_bits(
-    small_sd: DemoFolder, tmp_path: Path, case: tuple[str, ...]
-) -> None:
-    runs = TinyRuns(small_sd, tmp_path)
-    number, rank, *more = case
+@pytest.fixture(scope="module")
+def two_ranks(small_sd: DemoFolder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyRuns]:
+    """The runs of every case, made by the same two processes one after another."""
+    found, cases = {}, []
+    common = ("--max_train_steps", "5", "--save_every_n_steps", "2", "--save_state", "--network_train_unet_only")
+    for name, (number, rank, *more) in TWO_RANKS.items():
+        folder = tmp_path_factory.mktemp("two_ranks")
+        found[name] = TinyRuns(small_sd, folder)
+        words = command_line(small_sd, folder, *found[name].words(*common, *more))
+        cases.append([str(folder), number, rank, *words])
+    file = tmp_path_factory.mktemp("cases") / "cases.json"
+    file.write_text(json.dumps(cases), encoding="utf-8")
     options = ("--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1")
-    words = ("--max_train_steps", "5", "--save_every_n_steps", "2", "--save_state", "--network_train_unet_only")
     result = launch(
-        *(str(tmp_path), number, rank, *command_line(small_sd, tmp_path, *runs.words(*words, *more))),
+        str(file),
         script="tests/scripts/two_ranks_resume.py",
         launcher=("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
         + options
@@ -268,7 +272,18 @@ def test_two_processes_that_one_signal_stops_continue_with_equal_bits(
         PYTHONPATH=str(STAND_INS),
     )
     assert result.returncode == 0, result.stderr[-3000:]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", TWO_RANKS)
+def test_two_processes_that_one_signal_stops_continue_with_equal_bits(
+    two_ranks: dict[str, TinyRuns], case: str
+) -> None:
+    runs, more = two_ranks[case], TWO_RANKS[case]
     assert "small.safetensors" not in runs.names("stopped")
+    if "--deepspeed" in more:
+        assert len(list(Path(runs.state("stopped", "small-step00000003")).glob("optimizer-*-of-2.bin"))) == 2
     for stem in ("small", "small-ema") if "--ema_decay" in more else ("small",):
         for name in ("whole_resumed", "stopped_resumed"):
             assert equal(runs.weights("whole", stem), runs.weights(name, stem)), (name, stem)
