@@ -15,9 +15,9 @@ from library.flags.declare import title
 from library.flags.optimizer import OptimizerFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture
-from library.train.accelerator import SECRETS
 from library.train.preview import Previews
 from library.train.state import ParameterGroups, Plan
+from library.train.trackers import SECRETS
 
 WIDTH = 100
 """Columns of a terminal that the tables fit into."""

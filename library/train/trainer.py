@@ -24,7 +24,7 @@ from library.flags.output import LoggingFlags, OutputFlags
 from library.flags.run import PrecisionFlags, StepFlags, StrictFlags
 from library.flags.settings import Settings
 from library.models.architecture import Architecture, ImageRequest
-from library.train.accelerator import agreed_seed, make_accelerator, start_trackers, trained_dtype, weight_dtype
+from library.train.accelerator import agreed_seed, make_accelerator, trained_dtype, weight_dtype
 from library.train.caches import refuse_what_changes
 from library.train.continuity import first_position, go_on, past_of, run_facts
 from library.train.deepspeed_updates import division_of
@@ -48,6 +48,7 @@ from library.train.resume import Parts, state_writer
 from library.train.saving import Writer, make_saver
 from library.train.state import ParameterGroups, Plan, Trained, TrainState
 from library.train.step import step_loss, step_seed
+from library.train.trackers import start_trackers
 from library.train.updating import updates_of_run
 from library.train.validation import Validation
 from library.train.watch import Watch
