@@ -61,13 +61,6 @@ OPTIONAL_PACKAGES = {
 }  # fmt: skip
 """Heavy packages that only some runs need; they alone may be imported inside a function."""
 
-LOCAL_IMPORT_EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("tools/compare_lora.py", "library/generation"): "it makes pictures, as the inference scripts at the top do",
-    ("tools/small_run.py", "library/train"): "the benchmarks measure the steps of the real trainer",
-    ("tools/small_run.py", "library/diffusion"): "the random draws of such a step",
-}
-"""(file, module imported inside a function) -> why."""
-
 ENTRY_LINES = {"train_network.py": 60, ".py": 150}
 """End of an entry script's name -> its longest length; the first row that fits holds."""
 
@@ -123,7 +116,7 @@ def test_imports_stand_at_the_top() -> None:
         for name, tree in sources()
         for function in functions(tree)
         for line, module in imports(function)
-        if module.split(".")[0] not in OPTIONAL_PACKAGES and (name, module) not in LOCAL_IMPORT_EXCEPTIONS
+        if module.split(".")[0] not in OPTIONAL_PACKAGES
     ]
     assert not faults, "\n".join(sorted(set(faults)))
 
@@ -246,7 +239,7 @@ def test_text_files_are_opened_as_utf_8() -> None:
 
 def test_exceptions_are_still_needed() -> None:
     files = {name for name, _ in sources()}
-    named = {name for name, _ in [*IMPORT_EXCEPTIONS, *LOCAL_IMPORT_EXCEPTIONS]}
+    named = {name for name, _ in IMPORT_EXCEPTIONS}
     named |= {entry.split(":")[0] for entry in LENGTH_EXCEPTIONS}
     assert named <= files, sorted(named - files)
 

@@ -18,6 +18,7 @@ from PIL import Image
 from library.flags.model import ModelFlags
 from library.flags.settings import Settings
 from library.generation.images import contact_sheet, save_png, to_image
+from library.generation.picture_latents import picture_latents
 from library.generation.prompt_line import read_prompts
 from library.models.architecture import Architecture, ImageRequest
 from library.models.sd.architecture import StableDiffusion
@@ -103,11 +104,8 @@ def picture(
     request: ImageRequest,
 ) -> Image.Image:
     """One picture, as `request` says."""
-    assert request.width is not None and request.height is not None
     text = arch.encode_prompts(encoders, [request.prompt, request.negative_prompt])
-    size = (request.height, request.width)
-    both = arch.condition(text, torch.tensor([[*size, 0, 0, *size]] * 2, device=next(denoiser.parameters()).device))
-    latents = arch.sample(denoiser, both.rows([0]), both.rows([1]), request)
+    latents = picture_latents(arch, denoiser, text, request, next(denoiser.parameters()).device)
     return to_image(arch.decode_latents(vae, latents.float())[0])
 
 

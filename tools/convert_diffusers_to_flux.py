@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from library.files.sources import check_sources
 from library.files.streaming import stream_safetensors
-from library.files.weights import check_sources
 from library.flags.tool import run_tool
 from library.models.flux.checkpoint import transformer_sources, transformer_without_weights
 from library.models.flux.layout import is_of_diffusers

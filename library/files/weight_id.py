@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from library.files.weights import Source
+from library.files.sources import Source
 
 
 def weight_id(sources: Mapping[str, Source], counts: Callable[[str], bool] = lambda name: True) -> str:

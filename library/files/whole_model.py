@@ -13,8 +13,9 @@ from torch import Tensor
 
 from library.files.atomic import replacing
 from library.files.hashing import HashedFile
+from library.files.sources import Source
 from library.files.streaming import stream_safetensors
-from library.files.weights import PICKLE_SUFFIXES, Source, describe_keys, open_weights
+from library.files.weights import PICKLE_SUFFIXES, describe_keys, open_weights
 
 STATE_DICT = "state_dict"
 """Under which a .ckpt file of this family of programs keeps its tensors."""

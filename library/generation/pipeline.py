@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from library.generation.float8 import RoundedWhileRead, round_linear_layers
 from library.generation.images import to_image
+from library.generation.picture_latents import picture_latents
 from library.models.architecture import Architecture, ImageRequest, QuantizedLayers
 
 Part = TypeVar("Part")
@@ -72,7 +73,11 @@ class Pipeline:
     def make(self, request: ImageRequest) -> Image.Image:
         """The picture of a complete `request`; ValueError when what comes out is not finite."""
         text = self._at_work("text encoders", self._read_text_encoders, lambda parts: self._encode(parts, request))
-        latents = self._at_work("denoiser", self._read_denoiser, lambda parts: self._latents(parts[0], text, request))
+        latents = self._at_work(
+            "denoiser",
+            self._read_denoiser,
+            lambda parts: picture_latents(self.arch, parts[0], text, request, self.device),
+        )
         check_finite(latents, "the denoiser's answer")
         pixels = self._at_work("vae", self._read_vae, lambda parts: self.arch.decode_latents(parts[0], latents))
         check_finite(pixels, "the picture")
@@ -83,13 +88,6 @@ class Pipeline:
         text = self.arch.encode_prompts(encoders, [request.prompt, request.negative_prompt])
         dtype = self.numbers.of(self.numbers.denoiser)
         return {name: value.to(dtype) if value.is_floating_point() else value for name, value in text.items()}
-
-    def _latents(self, denoiser: nn.Module, text: dict[str, Tensor], request: ImageRequest) -> Tensor:
-        assert request.width is not None and request.height is not None
-        size = [request.height, request.width]
-        sizes = torch.tensor([[*size, 0, 0, *size]] * 2, dtype=torch.float32, device=self.device)
-        both = self.arch.condition(text, sizes)
-        return self.arch.sample(denoiser, both.rows([0]), both.rows([1]), request)
 
     def _read_text_encoders(self) -> list[nn.Module]:
         numbers = self.numbers.text_encoders

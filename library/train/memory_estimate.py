@@ -83,14 +83,30 @@ def estimate_memory(
     The models cannot be used for anything else afterwards.
     """
     parameters = [parameter for group in groups.groups for parameter in group["params"]]
-    count = sum(parameter.numel() for parameter in parameters)
     of_trained = sum(parameter.nbytes for parameter in parameters)
-    state = optimizer_bytes(settings[OptimizerFlags])
-    frozen = {"denoiser": [models.denoiser], "text encoders": models.text_encoders}
-    cached = settings[CacheFlags].cache_latents
-    if models.vae is not None and not cached:
-        frozen["VAE"] = [models.vae]
-    known = {id(parameter) for parameter in parameters}
+    vae = None if settings[CacheFlags].cache_latents else models.vae
+    needs = [
+        *frozen_weights(room, models, vae, known={id(parameter) for parameter in parameters}),
+        Need("trained weights", of_trained, f"{_count(parameters):,} numbers"),
+        gradients(settings[OptimizerFlags], parameters),
+        optimizer_state(settings[OptimizerFlags], parameters),
+    ]
+    if settings[EmaFlags].ema_decay is not None:
+        needs.append(Need("moving average", of_trained, "a copy of the trained weights"))
+    batch_size, (width, height) = largest_batch(data)
+    peak, how = activations(settings, arch, room, models, trained, batch_size, (width, height))
+    step = Need("one step", int(peak * (1 + FRAGMENTATION)), f"{how} of {batch_size} x {width}x{height}")
+    needs.append(step)
+    if vae is not None:
+        needs += vae_at_work(vae, batch_size * width * height, step)
+    if on_gpu:
+        needs.append(Need("GPU reserve", CUDA_RESERVE, "driver, kernels, workspaces"))
+    return Estimate(tuple(needs))
+
+
+def frozen_weights(room: MemoryRoom, models: Models, vae: nn.Module | None, known: set[int]) -> list[Need]:
+    """The models, `vae` if it stays, without the parameters whose ids are `known`: those are trained."""
+    frozen = {"denoiser": [models.denoiser], "text encoders": models.text_encoders, "VAE": [] if vae is None else [vae]}
     needs = [
         Need(name, weight_bytes(modules, known), "weights of the file")
         for name, modules in frozen.items()
@@ -98,26 +114,21 @@ def estimate_memory(
     ]
     if text := room.said_to_be_away():
         needs[0] = Need("denoiser", needs[0].size - room.bytes_away(models.denoiser), text)
-    needs += [
-        Need("trained weights", of_trained, f"{count:,} numbers"),
-        gradients(settings[OptimizerFlags], parameters),
-        Need("optimizer", int(count * state), f"{state:.3g} bytes a number, measured on a small one"),
-    ]
-    if settings[EmaFlags].ema_decay is not None:
-        needs.append(Need("moving average", of_trained, "a copy of the trained weights"))
-    batch_size, (width, height) = largest_batch(data)
-    peak, how = activations(settings, arch, room, models, trained, batch_size, (width, height))
-    one_step = int(peak * (1 + FRAGMENTATION))
-    needs.append(Need("one step", one_step, f"{how} of {batch_size} x {width}x{height}"))
-    if models.vae is not None and not cached:
-        vae_size = next(models.vae.parameters()).element_size()
-        pixels = batch_size * width * height * VAE_FEATURES * vae_size
-        if pixels > one_step:  # they do not come at the same time
-            text = f"{VAE_FEATURES} numbers of {vae_size} bytes a pixel, less what a step has"
-            needs.append(Need("VAE at work", pixels - one_step, text))
-    if on_gpu:
-        needs.append(Need("GPU reserve", CUDA_RESERVE, "driver, kernels, workspaces"))
-    return Estimate(tuple(needs))
+    return needs
+
+
+def optimizer_state(flags: OptimizerFlags, parameters: Sequence[nn.Parameter]) -> Need:
+    """What the optimizer remembers of each number."""
+    each = optimizer_bytes(flags)
+    return Need("optimizer", int(_count(parameters) * each), f"{each:.3g} bytes a number, measured on a small one")
+
+
+def vae_at_work(vae: nn.Module, pixels: int, step: Need) -> list[Need]:
+    """What the VAE needs for a batch of so many `pixels` beyond what a `step` has: they do not come together."""
+    each = next(vae.parameters()).element_size()
+    size = pixels * VAE_FEATURES * each - step.size
+    text = f"{VAE_FEATURES} numbers of {each} bytes a pixel, less what a step has"
+    return [Need("VAE at work", size, text)] if size > 0 else []
 
 
 def gradients(flags: OptimizerFlags, parameters: Sequence[nn.Parameter]) -> Need:
@@ -287,6 +298,10 @@ def _cures_of_weights(settings: Settings) -> list[tuple[bool, str]]:
             "--fp8_base_unet: half the U-Net, rounded",
         ),
     ]
+
+
+def _count(parameters: Sequence[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def _has_fast_attention(settings: Settings) -> bool:

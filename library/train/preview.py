@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from library.flags.monitor import PreviewFlags
 from library.flags.output import OutputFlags
 from library.generation.images import sample_file_name, sample_index, save_png, to_image
+from library.generation.picture_latents import picture_latents
 from library.generation.prompt_line import read_prompts
 from library.models.architecture import Architecture, ImageRequest
 from library.train.aside import in_eval_mode, unchanged_randomness
@@ -211,11 +212,8 @@ class Previews:
         text = dict(self._encoded.get(words, {}))
         if models.text_encoders:
             text |= self.arch.encode_prompts(models.live_encoders, words)
-        assert request.height is not None and request.width is not None
-        size = [request.height, request.width]
-        sizes = torch.tensor([[*size, 0, 0, *size]] * 2, dtype=torch.float32, device=device)
-        both = self.arch.condition({name: value.to(device) for name, value in text.items()}, sizes)
-        latents = self.arch.sample(models.denoiser, both.rows([0]), both.rows([1]), request)
+        text = {name: value.to(device) for name, value in text.items()}
+        latents = picture_latents(self.arch, models.denoiser, text, request, device)
         _check_finite(latents, "the denoiser's answer")
         return latents
 

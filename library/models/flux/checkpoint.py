@@ -15,8 +15,9 @@ from torch import Tensor
 
 from library.files import hub
 from library.files.shards import open_model
+from library.files.sources import Source, fill_module
 from library.files.views import with_scales
-from library.files.weights import WEIGHT_SUFFIXES, Source, WeightFile, describe_keys, fill_module
+from library.files.weights import WEIGHT_SUFFIXES, WeightFile, describe_keys
 from library.models.attention import AttentionMode
 from library.models.flux.chroma import ChromaTransformer
 from library.models.flux.controlnet import FluxControlNet

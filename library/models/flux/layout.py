@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from library.files.weights import Source, WeightFile
+from library.files.sources import Source
+from library.files.weights import WeightFile
 from library.models.flux.model import FluxShape
 
 PREFIX = "model.diffusion_model."

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from library.files.shards import open_model
+from library.files.sources import Source
 from library.files.views import part_of, with_scales
 from library.files.weight_id import weight_id
-from library.files.weights import Source, WeightFile
+from library.files.weights import WeightFile
 from library.models.kinds import MODELS, kind_of
 from library.models.text.clip import TextEncoder, build_text_encoder, clip_sources
 from library.models.text.t5 import T5Encoder, build_t5, t5_sources

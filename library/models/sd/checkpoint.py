@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from library.files.weights import Source, WeightFile, fill_module
+from library.files.sources import Source, fill_module
+from library.files.weights import WeightFile
 from library.models import parts
 from library.models.attention import AttentionMode
 from library.models.parts import part_config

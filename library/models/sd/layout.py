@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from library.files.sources import Source
 from library.files.unet_names import UNET_PREFIX, names_by_level, names_in_row
-from library.files.weights import Source, WeightFile
+from library.files.weights import WeightFile
 from library.models.sd.unet import UNetShape
 
 V1_HEADS = 8

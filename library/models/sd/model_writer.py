@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from library.files.atomic import replacing_folder
-from library.files.weights import Source, open_weights
+from library.files.sources import Source
+from library.files.weights import open_weights
 from library.files.whole_model import Value, check_written, write_tensors
 from library.models.sd.checkpoint import opened_part, opened_parts
 from library.models.sd.slots import diffusers_slots, filled, published_file, published_vae_slots, slots_in

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from library.files.weights import Source
+from library.files.sources import Source
 from library.files.whole_model import Value, joined
 from library.models.sd.checkpoint import CLIP_PREFIX, OPENCLIP_LAYERS, OPENCLIP_PREFIX
 from library.models.sd.layout import published_unet_keys

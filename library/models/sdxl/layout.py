@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from library.files.sources import Source
 from library.files.unet_names import UNET_PREFIX, names_in_row
-from library.files.weights import Source, WeightFile
+from library.files.weights import WeightFile
 from library.models.sdxl.unet import UNetShape
 from library.models.text.clip import clip_sources, openclip_sources
 

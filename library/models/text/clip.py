@@ -12,7 +12,8 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
-from library.files.weights import Source, WeightFile, fill_module
+from library.files.sources import Source, fill_module
+from library.files.weights import WeightFile
 from library.models.text.tokens import Tokenizer, TokenRows
 
 HEAD_DIM = 64

@@ -16,7 +16,8 @@ from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5Stack
 from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
-from library.files.weights import Source, WeightFile, fill_module
+from library.files.sources import Source, fill_module
+from library.files.weights import WeightFile
 from library.models.text.tokens import TokenizerKind
 
 T5_TOKENIZER = "google/t5-v1_1-xxl"

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from library.files.formats import LatentFormat
 from library.files.shards import open_model
+from library.files.sources import Source
 from library.files.views import part_of
-from library.files.weights import Source, WeightFile
+from library.files.weights import WeightFile
 from library.models.kinds import MODELS, kind_of
 from library.models.vae.sd import build_vae, encoder_id, vae_sources
 

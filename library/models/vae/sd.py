@@ -13,9 +13,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
+from library.files.sources import Source, fill_module
 from library.files.unet_names import UNET_PREFIX
 from library.files.weight_id import weight_id
-from library.files.weights import Source, WeightFile, describe_keys, fill_module
+from library.files.weights import WeightFile, describe_keys
 from library.models.kinds import kind_of
 from library.models.parts import opened_part
 

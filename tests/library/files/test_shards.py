@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from library.files.shards import open_model
-from library.files.weights import Source, open_weights, save_safetensors
+from library.files.sources import Source
+from library.files.weights import open_weights, save_safetensors
 
 
 def write(folder: Path) -> dict[str, torch.Tensor]:

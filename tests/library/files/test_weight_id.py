@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 
+from library.files.sources import Source
 from library.files.weight_id import weight_id
-from library.files.weights import Source, open_weights, save_safetensors
+from library.files.weights import open_weights, save_safetensors
 
 
 def named(path: Path, tensors: dict[str, torch.Tensor]) -> str:

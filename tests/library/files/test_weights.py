@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from library.files.weights import Source, WeightFile, fill_module, open_weights, save_safetensors
+from library.files.sources import Source, fill_module
+from library.files.weights import WeightFile, open_weights, save_safetensors
 
 
 class Explosive:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from demo_checkpoint import Sizes, small_checkpoint
-from library.files.weights import Source, check_sources, save_safetensors
+from library.files.sources import Source, check_sources
+from library.files.weights import save_safetensors
 from library.models import parts
 from library.models.parts import locate
 from library.models.sd import checkpoint

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from demo_folder import DemoFolder
 from demo_sdxl_folder import SdxlDemo
-from library.files.weights import Source, check_sources, save_safetensors
+from library.files.sources import Source, check_sources
+from library.files.weights import save_safetensors
 from library.models import parts
 from library.models.sdxl import checkpoint
 from library.models.sdxl.checkpoint import load_text_encoders, load_unet
