@@ -28,7 +28,8 @@ def flag(
 
     `type` reads one word of the command line and comes from the field's annotation when left out; `parse` turns
     the value into what the field holds and raises ValueError. `at_least` and `at_most` bound each number.
-    `names` is what a path must lead to: "file", "folder", "model" (either, or a hub id) or "thumbnail".
+    `names` is what a path must lead to: "file", "folder", "weights" (either), "model" (either, or a hub id) or
+    "thumbnail".
     `unavailable` says what a flag is for that is known but cannot be used yet, `no_effect` why one does nothing.
     """
     metadata = {

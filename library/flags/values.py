@@ -22,7 +22,14 @@ def wrong_number(declared: Field[Any], value: Any) -> str | None:
 
 def wrong_path(declared: Field[Any], value: Any) -> str | None:
     """What is wrong with a path that leads nowhere, or to the wrong kind of thing."""
-    find = {"": _anything, "file": _file, "folder": _folder, "model": _model, "thumbnail": _thumbnail}
+    find = {
+        "": _anything,
+        "file": _file,
+        "folder": _folder,
+        "weights": _weights,
+        "model": _model,
+        "thumbnail": _thumbnail,
+    }
     for part in value if isinstance(value, tuple) else (value,):
         if part is not None and (wrong := find[declared.metadata["names"]](str(part))):
             return wrong
@@ -43,6 +50,10 @@ def _folder(value: str) -> str | None:
     if Path(value).is_file():
         return f"{value} is a file, but a folder is expected"
     return None if Path(value).is_dir() else f"there is no folder {value}"
+
+
+def _weights(value: str) -> str | None:
+    return None if Path(value).exists() else f"there is no file or folder {value}"
 
 
 def _model(value: str) -> str | None:

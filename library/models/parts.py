@@ -25,6 +25,11 @@ def locate(name: str, flag: str = MODEL_FLAG) -> Path:
     return hub.locate(name, _hub_files, flag, WEIGHT_SUFFIXES)
 
 
+def part_folder(path: Path, part: str) -> Path:
+    """Where `part` lies: in its own folder, if `path` is a folder of diffusers that has it; else in `path` itself."""
+    return path / part if (path / part).is_dir() else path
+
+
 @contextmanager
 def opened_part(path: Path, part: str, family: str) -> Iterator[WeightFile]:
     """The file that holds `part` (a folder's name: unet, vae, ...) of the model at `path`, open.

@@ -24,7 +24,8 @@ MEMORY = Rules(
         Rule(
             "merging into float8",
             lambda base_weights, fp8_base, fp8_base_unet: bool(base_weights and (fp8_base or fp8_base_unet)),
-            "--base_weights cannot be added to weights in float8: merge them into the model with a merge script first",
+            "--base_weights cannot be added to weights in float8: leave --fp8_base and --fp8_base_unet out, "
+            "or give a model that they are merged into already",
         ),
         Rule(
             "LyCORIS on float8",
@@ -83,7 +84,8 @@ LARGE_MODELS = Rules(
         Rule(
             "merging into scaled float8",
             lambda base_weights, fp8_scaled: bool(base_weights and fp8_scaled),
-            "--base_weights cannot be added to --fp8_scaled: merge them into the model with a merge script first",
+            "--base_weights cannot be added to weights in float8: leave --fp8_scaled out, "
+            "or give a model that they are merged into already (FLUX.1: networks/flux_merge_lora.py)",
         ),
     ),
     consequences=(

@@ -354,7 +354,9 @@ class Flux(Architecture):
 
     def _given(self, value: str | None, flag: str) -> Path:
         if not value:
-            raise ValueError(f"{flag} is missing: {self.variant.title} needs it, a .safetensors file")
+            raise ValueError(
+                f"{flag} is missing: {self.variant.title} needs it, a .safetensors file or a folder of diffusers"
+            )
         return Path(value)
 
 

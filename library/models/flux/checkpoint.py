@@ -25,6 +25,7 @@ from library.models.flux.layout import flux_shape, flux_sources
 from library.models.flux.model import FluxShape, FluxTransformer, StreamTransformer
 from library.models.flux.variants import Variant, variant_of
 from library.models.kinds import PARTS, kind_of, kind_of_folder, without
+from library.models.parts import part_folder
 
 FAMILY = "flux"
 LATENT_CHANNELS = 16
@@ -133,14 +134,10 @@ def _hub_files(files: Sequence[str]) -> list[str]:
 @contextmanager
 def _opened(path: Path) -> Iterator[WeightFile]:
     """The transformer's weights of the model at `path`."""
-    place = path
-    if path.is_dir():
-        folder = next((folder for folder in (path / "transformer", path) if folder.is_dir()), path)
-        if folder == path:
-            other = kind_of_folder(path)
-            if other is not None and FAMILY not in other.families:
-                raise ValueError(f"{path} is {other.name}, not FLUX.1 or Chroma: {other.cure}")
-        place = folder
+    place = part_folder(path, "transformer")
+    other = kind_of_folder(path) if place == path else None
+    if other is not None and FAMILY not in other.families:
+        raise ValueError(f"{path} is {other.name}, not FLUX.1 or Chroma: {other.cure}")
     with open_model(place) as file:
         yield with_scales(file)
 

@@ -16,9 +16,13 @@ class FluxModelFlags:
     model_type: str = flag(
         "flux", "what the model is: FLUX.1 (dev or schnell, which the file tells) or Chroma", choices=("flux", "chroma")
     )
-    clip_l: str | None = flag(None, "text encoder CLIP-L, a .safetensors file; Chroma has none", names="file")
-    t5xxl: str | None = flag(None, "text encoder T5-XXL, a .safetensors file in fp16, bf16 or fp8", names="file")
-    ae: str | None = flag(None, "the autoencoder, a .safetensors file", names="file")
+    clip_l: str | None = flag(
+        None, "text encoder CLIP-L, a .safetensors file or a folder of diffusers; Chroma has none", names="weights"
+    )
+    t5xxl: str | None = flag(
+        None, "text encoder T5-XXL in fp16, bf16 or fp8, a .safetensors file or a folder of diffusers", names="weights"
+    )
+    ae: str | None = flag(None, "the autoencoder, a .safetensors file or a folder of diffusers", names="weights")
     t5xxl_max_token_length: int | None = flag(
         None,
         "tokens that T5-XXL reads of a caption; longer ones are cut (256 for schnell, 512 otherwise, unless given)",

@@ -15,12 +15,15 @@ from library.files.views import part_of, with_scales
 from library.files.weight_id import weight_id
 from library.files.weights import WeightFile
 from library.models.kinds import MODELS, kind_of
+from library.models.parts import part_folder
 from library.models.text.clip import TextEncoder, build_text_encoder, clip_sources
 from library.models.text.t5 import T5Encoder, build_t5, t5_sources
 
 CLIP_TOKENS = 77
 _CLIP_PREFIX, _T5_PREFIX = "text_encoders.clip_l.transformer.", "text_encoders.t5xxl.transformer."
 """Where they lie in a file that holds the whole model."""
+_CLIP_FOLDER, _T5_FOLDER = "text_encoder", "text_encoder_2"
+"""Where they lie in a folder of diffusers."""
 _CLIP_UNUSED = ("text_projection.weight", "logit_scale")
 
 
@@ -33,34 +36,34 @@ class NoTextEncoder(nn.Module):
 
 
 def load_clip(path: Path, dtype: torch.dtype, device: torch.device | str) -> TextEncoder:
-    """CLIP-L at `path`, frozen.
+    """CLIP-L at `path`, a file or a folder, frozen.
 
     Raises:
         ValueError: the file holds another model, or not all weights.
     """
-    with _opened(path, _CLIP_PREFIX) as file:
+    with _opened(path, _CLIP_FOLDER, _CLIP_PREFIX) as file:
         return build_text_encoder(_clip_sources(file, path), "quick_gelu", dtype, device)
 
 
 def load_t5(path: Path, dtype: torch.dtype, device: torch.device | str) -> T5Encoder:
-    """T5-XXL at `path`, frozen; a file in float8 becomes `dtype` like any other.
+    """T5-XXL at `path`, a file or a folder, frozen; a file in float8 becomes `dtype` like any other.
 
     Raises:
         ValueError: the file holds another model, or not all weights.
     """
-    with _opened(path, _T5_PREFIX) as file:
+    with _opened(path, _T5_FOLDER, _T5_PREFIX) as file:
         return build_t5(_t5_sources(file, path), dtype, device)
 
 
 def clip_id(path: Path) -> str:
     """What names the weights of CLIP-L at `path`."""
-    with _opened(path, _CLIP_PREFIX) as file:
+    with _opened(path, _CLIP_FOLDER, _CLIP_PREFIX) as file:
         return weight_id(_clip_sources(file, path))
 
 
 def t5_id(path: Path) -> str:
     """What names the weights of T5 at `path`; in float8 they are others than in float16."""
-    with open_model(path) as opened:
+    with open_model(part_folder(path, _T5_FOLDER)) as opened:
         whole = part_of(opened, _T5_PREFIX)
         in_float8 = any(whole.dtype(key).itemsize == 1 for key in whole.keys())
         return weight_id(_t5_sources(with_scales(whole), path)) + ("-fp8" if in_float8 else "")
@@ -73,9 +76,9 @@ def pooled_state(states: Tensor, input_ids: Tensor) -> Tensor:
 
 
 @contextmanager
-def _opened(path: Path, prefix: str) -> Iterator[WeightFile]:
-    """The file at `path`, or the part of it under `prefix` if there is one."""
-    with open_model(path) as file:
+def _opened(path: Path, folder: str, prefix: str) -> Iterator[WeightFile]:
+    """The file at `path`, or in its `folder`, or the part of it under `prefix` if there is one."""
+    with open_model(part_folder(path, folder)) as file:
         yield with_scales(part_of(file, prefix))
 
 

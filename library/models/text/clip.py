@@ -169,7 +169,7 @@ def check_vocabulary(encoder: TextEncoder, tokenizer: Tokenizer, name: str) -> N
     largest = max(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     if largest >= known:
         raise ValueError(
-            f"The tokenizer has ids up to {largest}, but the text encoder of {name} knows {known} tokens: "
+            f"the tokenizer has ids up to {largest}, but the text encoder of {name} knows {known} tokens: "
             "they do not belong together (see --tokenizer_cache_dir)"
         )
 

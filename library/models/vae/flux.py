@@ -15,6 +15,7 @@ from library.files.sources import Source
 from library.files.views import part_of
 from library.files.weights import WeightFile
 from library.models.kinds import MODELS, kind_of
+from library.models.parts import part_folder
 from library.models.vae.sd import build_vae, encoder_id, vae_sources
 
 CHANNELS, STRIDE = 16, 8
@@ -30,13 +31,13 @@ def load_ae(path: Path, flag: str, dtype: torch.dtype, device: torch.device | st
     Raises:
         ValueError: it is something else, or not whole.
     """
-    with open_model(_place(path)) as file:
+    with open_model(part_folder(path, "vae")) as file:
         return build_vae(_checked_sources(part_of(file, PREFIX), path, flag), dtype, device)
 
 
 def ae_id(path: Path, flag: str) -> str:
     """What names the encoder half of the autoencoder at `path`."""
-    with open_model(_place(path)) as file:
+    with open_model(part_folder(path, "vae")) as file:
         return encoder_id(_checked_sources(part_of(file, PREFIX), path, flag))
 
 
@@ -57,10 +58,6 @@ def decode(vae: nn.Module, latents: Tensor) -> Tensor:
     latents = latents.to(next(vae.parameters())) / SCALE + SHIFT
     pixels: Tensor = cast(AutoencoderKL, vae).decode(latents).sample
     return pixels
-
-
-def _place(path: Path) -> Path:
-    return path / "vae" if (path / "vae").is_dir() else path
 
 
 def _checked_sources(file: WeightFile, path: Path, flag: str) -> dict[str, Source]:

@@ -21,7 +21,8 @@ from library.models.architecture import ImageRequest
 from library.models.flux.architecture import Flux
 from library.models.flux.flags import FluxModelFlags
 from library.models.flux.model import FluxTransformer
-from library.models.text.t5 import tokenize_padded
+from library.models.text.clip import TextEncoder
+from library.models.text.t5 import T5Encoder, tokenize_padded
 from tests.library.models.flux import small
 
 FACTS = Path(__file__).resolve().parents[3] / "facts"
@@ -311,6 +312,21 @@ def test_one_file_may_hold_all_parts(tmp_path: Path) -> None:
     for first, second in zip(parts_of(arch), parts_of(one), strict=True):
         theirs = second.state_dict()
         assert all(torch.equal(value, theirs[key]) for key, value in first.state_dict().items())
+
+
+@pytest.mark.parametrize("whole_pipeline", [True, False])
+def test_parts_may_be_named_by_the_folder_of_diffusers_or_its_subfolder(tmp_path: Path, whole_pipeline: bool) -> None:
+    arch, root = flux(tmp_path), tmp_path / "FLUX.1-dev"
+    subfolders = {"clip_l": "text_encoder", "t5xxl": "text_encoder_2", "ae": "vae"}
+    for name, subfolder in subfolders.items():
+        (root / subfolder).mkdir(parents=True)
+        (tmp_path / f"{name}.safetensors").rename(root / subfolder / "model.safetensors")
+    places = {name: str(root if whole_pipeline else root / subfolder) for name, subfolder in subfolders.items()}
+    moved = Flux(changed(arch.settings, **places))
+    clip, t5 = moved.load_text_encoders(torch.float32, CPU)
+    assert isinstance(clip, TextEncoder) and isinstance(t5, T5Encoder)
+    assert moved.load_vae(torch.float32, CPU).config.latent_channels == 16
+    assert len(moved.text_encoder_id()) > 32 and len(moved.vae_id()) == 16
 
 
 def parts_of(arch: Flux) -> list[torch.nn.Module]:

@@ -165,7 +165,8 @@ def test_flux_keeps_its_guidance_and_its_unmasked_text(read: Read) -> None:
         ("--fp8_matmul", "--fp8_matmul needs weights in float8: add --fp8_scaled (or --fp8_base)"),
         (
             f"--fp8_scaled --mixed_precision=bf16 --base_weights {__file__}",
-            "--base_weights cannot be added to --fp8_scaled: merge them into the model with a merge script first",
+            "--base_weights cannot be added to weights in float8: leave --fp8_scaled out, or give a model that they "
+            "are merged into already (FLUX.1: networks/flux_merge_lora.py)",
         ),
         ("--discrete_flow_shift=0", "--discrete_flow_shift: must be above 0, got 0.0"),
         ("--timestep_sampling=nextdit_shift", "--timestep_sampling: invalid choice: 'nextdit_shift'"),
@@ -176,3 +177,12 @@ def test_flux_keeps_its_guidance_and_its_unmasked_text(read: Read) -> None:
 def test_what_cannot_be_is_refused(refused: Refused, word: str, said: str) -> None:
     (line,) = refused(*word.split())
     assert line.startswith(said)
+
+
+def test_parts_of_the_model_may_be_folders(read: Read, refused: Refused, tmp_path: Path) -> None:
+    folder = tmp_path / "text_encoder_2"
+    folder.mkdir()
+    assert read(f"--t5xxl={folder}", without=("--t5xxl",))[FluxModelFlags].t5xxl == str(folder)
+    assert refused(f"--ae={tmp_path / 'no'}", without=("--ae",)) == [
+        f"--ae: there is no file or folder {tmp_path / 'no'}"
+    ]
