@@ -9,7 +9,7 @@ _BY_SCRIPTS: Mapping[tuple[str, ...], tuple[str, ...]] = {
         *("ae", "clip_l", "t5xxl", "t5xxl_max_token_length", "apply_t5_attn_mask", "controlnet_model_name_or_path"),
         *("model_type", "timestep_sampling", "sigmoid_scale", "discrete_flow_shift", "model_prediction_type"),
         *("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "guidance_scale"),
-        *("split_mode", "blocks_to_swap", "fp8_scaled", "fp8_matmul"),
+        *("split_mode", "blocks_to_swap", "fp8_scaled", "fp8_matmul", "cpu_modulation"),
     ),
     ("sdxl_train_network.py",): ("text_encoder_lr1", "text_encoder_lr2"),
     (*_NETWORKS[1:], _LLLITE): (
