@@ -59,7 +59,7 @@ def compared(given: Sequence[str], others: Sequence[str]) -> list[Settings]:
     """The settings of --compare: what was given, changed by each of `others`."""
     kept = CommandLine(GROUPS, "", {}).read(given).values
     own = {f.name for f in fields(ShowFlags)} - {"draws", "seed", "resolution"}
-    start = [f"--{name}={word(value)}" for name, value in kept.items() if name not in own]
+    start = [f"--{name}={word(value)}" for name, value in kept.items() if name not in own and value is not None]
     return [read_settings(GROUPS, "", argv=[*start, *(f"--{part}" for part in one.split())]) for one in others]
 
 

@@ -66,7 +66,10 @@ class CommandLine:
         return reading
 
     def read_flag(self, words: Sequence[str]) -> dict[str, Any]:
-        """One flag and its values, such as `["--seed", "1"]`, as a value by name; ValueError says what is wrong."""
+        """One flag and its values, such as `["--seed", "1"]`, as a value by name; ValueError says what is wrong.
+
+        None is the value of a flag that is switched off, whatever stands in a place that counts less.
+        """
         first, has_value, _ = words[0].partition("=")
         if has_value and first[2:] in self.flags and is_switch(self.flags[first[2:]]):
             raise ValueError(f"{first} is a switch: give it without a value, or leave it out")
@@ -78,8 +81,10 @@ class CommandLine:
         values = vars(namespace)
         if extras:
             raise ValueError(self._too_many(next(iter(values)), extras))
-        # An empty text for a flag that is off by default, `--vae=""`, leaves it off.
-        given = {name: value for name, value in values.items() if value != "" or self.flags[name].default is not None}
+        # An empty text for a flag that is off by default, `--vae=""`, switches it off.
+        given = {
+            name: None if value == "" and self.flags[name].default is None else value for name, value in values.items()
+        }
         return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
     def unknown(self, name: str, shown: str) -> str:

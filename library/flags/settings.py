@@ -112,6 +112,7 @@ def _read(command_line: CommandLine, argv: Sequence[str] | None) -> Reading:
         if name is not None:
             reading = reading.over(read_config_file(config_path(name), command_line))
         reading = reading.over(_launched(command_line))
+    reading.values = {name: value for name, value in reading.values.items() if value is not None}
     try:
         reading.values, replaced = replace_retired(reading.values)
         reading.warnings += replaced

@@ -226,8 +226,13 @@ def _restore_optimizer(optimizer: Optimizer, saved: Any, new_arguments: Collecti
     torch casts what it loads to the dtype of the parameter, which an optimizer need not have done.
     """
     sizes = [len(group["params"]) for group in optimizer.param_groups]
-    if [len(group["params"]) for group in saved["param_groups"]] != sizes:
-        raise ValueError(f"the saved optimizer has {len(saved['param_groups'])} groups of other sizes than {sizes}")
+    saved_sizes = [len(group["params"]) for group in saved["param_groups"]]
+    if saved_sizes != sizes:
+        raise ValueError(
+            f"the saved optimizer has groups of {_listed(saved_sizes)} tensors, and that of this run of "
+            f"{_listed(sizes)}: --deepspeed, --fused_backward_pass, --unet_lr, --text_encoder_lr and all else that "
+            "says what is trained and how must be those of the run that saved it"
+        )
     fresh = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     bases = [group.get("initial_lr", group["lr"]) for group in saved["param_groups"]]
     try:
@@ -264,6 +269,10 @@ def _restore_schedule(schedule: Schedule, optimizer: Optimizer, saved: Any, rati
     bases = getattr(schedule, "base_lrs", None)
     if bases is not None:
         bases[:] = [base * (ratio or 1.0) for base, ratio in zip(bases, ratios, strict=True)]
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _inner(optimizer: Optimizer) -> Optimizer:

@@ -33,7 +33,8 @@ def test_a_value_with_a_blank_may_begin_like_a_flag(command_line: CommandLine) -
 
 
 def test_an_empty_text_leaves_a_flag_off(command_line: CommandLine) -> None:
-    assert command_line.read(["--vae=", "--caption_separator="]).values == {"caption_separator": ""}
+    assert command_line.read(["--vae=", "--caption_separator="]).values == {"vae": None, "caption_separator": ""}
+    assert command_line.read(["--vae=a", "--vae="]).values == {"vae": None}
 
 
 def test_every_mistake_is_reported_and_the_rest_is_still_read(command_line: CommandLine) -> None:

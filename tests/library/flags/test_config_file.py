@@ -30,6 +30,14 @@ def test_sections_are_flattened_and_the_command_line_wins(read: Read, write: Cal
     assert values["flip_aug"] is True
 
 
+def test_an_empty_text_on_the_command_line_switches_off_what_the_file_says(
+    read: Read, write: Callable[[str], str]
+) -> None:
+    settings = read(write("network_dropout = 0.5\ntraining_comment = 'from the file'"), "--training_comment=")
+    assert settings.values()["network_dropout"] == 0.5
+    assert settings.values()["training_comment"] is None and not settings.given("training_comment")
+
+
 def test_the_ending_may_be_left_out(read: Read, write: Callable[[str], str]) -> None:
     assert read(write("seed = 5").removesuffix(".toml")).values()["seed"] == 5
 

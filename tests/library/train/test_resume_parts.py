@@ -196,3 +196,11 @@ def test_a_step_has_one_place_in_the_epochs() -> None:
     assert plan.position(3) == TrainState(epoch=1, step=3, micro_step=6, batch=6, epoch_start=0)
     assert plan.position(4) == TrainState(epoch=1, step=4, micro_step=7, batch=0, epoch_start=4)
     assert plan.position(5) == TrainState(epoch=2, step=5, micro_step=9, batch=2, epoch_start=4)
+
+
+def test_an_optimizer_of_other_groups_is_refused_with_the_flags_that_make_them(tmp_path: Path) -> None:
+    module = nn.Linear(2, 2)
+    past = read_past(saved(parts_of(module, SGD(module.parameters(), 0.1)), tmp_path / "m-state"))
+    other = SGD([{"params": [parameter]} for parameter in module.parameters()], 0.1)
+    with pytest.raises(ValueError, match=r"--resume .* groups of 2 tensors, and that of this run of 1, 1: --deepspeed"):
+        restore(parts_of(module, other), past)
