@@ -77,6 +77,11 @@ class SubsetSettings:
         return source
 
     @property
+    def keeps_prior(self) -> bool:
+        """Whether the target of its images is the untrained model's answer."""
+        return bool(self.custom_attributes.get("diff_output_preservation"))
+
+    @property
     def kind(self) -> Kind:
         """Where captions come from, and whether a second image belongs to each."""
         return kind_of({"metadata_file": self.metadata_file, "conditioning_data_dir": self.conditioning_data_dir})

@@ -72,6 +72,11 @@ class TrainingSet(Dataset[Batch]):
         return self.datasets + (self.validation.datasets if self.validation else [])
 
     @property
+    def keeps_prior(self) -> bool:
+        """Whether the target of some images is the untrained model's answer."""
+        return any(subset.keeps_prior for dataset in self.datasets for subset in dataset.settings.subsets)
+
+    @property
     def latents_cached(self) -> bool:
         """Whether every image has latents in memory or on disk."""
         return all(item.latents or item.latents_file for dataset in self.datasets for item in dataset.items)
@@ -115,9 +120,7 @@ class TrainingSet(Dataset[Batch]):
             masks=masks_of(rows, items[0].bucket),
             conditioning=conditioning_of(rows),
             sizes=sizes_of(items, rows),
-            keep_prior=tuple(
-                i for i, subset in enumerate(subsets) if subset.custom_attributes.get("diff_output_preservation")
-            ),
+            keep_prior=tuple(i for i, subset in enumerate(subsets) if subset.keeps_prior),
             network_multipliers=None if multiplier == 1 else torch.full((len(rows),), float(multiplier)),
             paths=[str(item.path) for item in items],
             epoch=request.epoch,

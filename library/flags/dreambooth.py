@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from library.flags.declare import flag
+from library.flags.fsdp_launcher import divides
 from library.flags.rules.rule import Consequence, Rule, Rules
 from library.flags.trainers import TRAINER
 
@@ -65,6 +66,13 @@ DB_RULES = Rules(
             ),
             "--learning_rate_te={learning_rate_te} is for the text encoder, which "
             "--stop_text_encoder_training={stop_text_encoder_training} does not train: leave one of them out",
+        ),
+        Rule(
+            "a whole model in parts",
+            lambda max_train_steps: divides(),
+            "accelerate was launched with FSDP, which divides the frozen weights of a LoRA training; here all weights "
+            "are trained, whole in every process: launch with --multi_gpu; --deepspeed divides what the optimizer "
+            "holds, and --fused_backward_pass keeps no gradients",
         ),
     ),
     doubts=(

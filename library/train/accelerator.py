@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from library.flags import deepspeed_launcher
+from library.flags import deepspeed_launcher, fsdp_launcher
 from library.flags.output import LoggingFlags
 from library.flags.run import DistributedFlags, PrecisionFlags, StepFlags
 from library.flags.settings import Settings
@@ -31,29 +31,19 @@ SAVE_DTYPES: Mapping[str, torch.dtype] = {"float": torch.float32, "fp16": torch.
 FIRST_PAUSE, LAST_PAUSE = 0.01, 1.0
 """Seconds between two looks at how many ranks have arrived."""
 
-SHARDING: Mapping[str, tuple[str, str]] = {
-    "FSDP": (
-        "ACCELERATE_USE_FSDP",
-        "gradients are averaged over whole copies of what is trained; launch with --multi_gpu instead, "
-        "or answer `accelerate config` without it",
-    ),
-}
-"""Launchers that divide weights: the variable that `accelerate launch` tells its processes, why not, and the cure."""
-
 
 def make_accelerator(settings: Settings) -> Accelerator:
     """The processes of this run, joined; `settings` decide precision, accumulation and where logs go.
 
-    `backward` divides by --gradient_accumulation_steps. Raises ValueError for fp16 without a GPU, for a launcher with
-    FSDP, and for a tracker without its package or its folder.
+    `backward` divides by --gradient_accumulation_steps. Raises ValueError for fp16 without a GPU, and for a tracker
+    without its package or its folder.
     """
     precision, logs = settings[PrecisionFlags], settings[LoggingFlags]
     _check_precision(settings)
-    _check_launcher()
     repeatable_matrix_products()
     trackers = wanted_trackers(logs)
     timeout = settings[DistributedFlags].ddp_timeout
-    with _without(deepspeed_launcher.SWITCH, deepspeed_launcher.ACCUMULATION):
+    with _without(fsdp_launcher.SWITCH, deepspeed_launcher.SWITCH, deepspeed_launcher.ACCUMULATION):
         accelerator = Accelerator(
             mixed_precision=precision.mixed_precision,
             gradient_accumulation_steps=settings[StepFlags].gradient_accumulation_steps,
@@ -154,13 +144,6 @@ def _without(*variables: str) -> Iterator[None]:
         yield
     finally:
         os.environ.update(before)
-
-
-def _check_launcher() -> None:
-    """Refuse a launcher that would have the weights divided among the processes, which nothing here does."""
-    for name, (flag, reason) in SHARDING.items():
-        if parse_flag_from_env(flag):
-            raise ValueError(f"accelerate was launched with {name}, which is not supported: {reason}")
 
 
 def _check_precision(settings: Settings) -> None:

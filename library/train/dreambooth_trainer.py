@@ -118,7 +118,7 @@ class DreamBoothTrainer(Trainer):
         """ValueError for images whose loss compares a network with the model that it stands in."""
         for dataset in self.data.datasets:
             for subset in dataset.settings.subsets:
-                if subset.custom_attributes.get("diff_output_preservation"):
+                if subset.keeps_prior:
                     raise ValueError(
                         f"{subset.source}: diff_output_preservation compares with the base model, of which nothing is "
                         "left when it is trained itself; use regularisation images (is_reg) and --prior_loss_weight"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from library.flags.fsdp_launcher import Sharding
 from library.flags.run import AUTO, LargeModelFlags, MemoryFlags, PrecisionFlags
 from library.flags.settings import Settings
 from library.memory.activation_plan import ActivationPlan
@@ -22,6 +23,7 @@ from library.memory.fp8_matmul import Float8Linear, is_available
 from library.memory.frozen_layers import FrozenLinear, attach_frozen_layers, round_weights
 from library.memory.host_layers import attach_host_layers
 from library.memory.input_offload import InputOffload
+from library.memory.sharding import WHOLE_AT_ONCE, bytes_at_once, divide, weight_bytes
 from library.models.architecture import Architecture, SwapGroup
 from library.train.state import Models, Trained
 
@@ -31,6 +33,7 @@ GIGABYTE = 1e9
 MARGIN = 0.05
 """Part of the device's memory that automatic choices leave free: buckets differ, and torch keeps gaps."""
 META = torch.device("meta")
+KEPT_WHOLE = "whole from the forward pass until backward has used them"
 
 
 class MemoryRoom:
@@ -38,15 +41,28 @@ class MemoryRoom:
 
     On the device "meta" nothing is moved or compiled: weights and activations have their sizes, for an estimate.
 
+    `sharding` says how the launcher wants frozen weights divided among `ranks` processes; a single one keeps all.
+
     Attributes:
         streams: the blocks that lie in main memory, if any.
         hosted: layers that lie in main memory and are calculated there.
+        sharding: how the denoiser is divided, if it is.
     """
 
-    def __init__(self, settings: Settings, arch: Architecture, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        arch: Architecture,
+        dtype: torch.dtype,
+        device: torch.device,
+        sharding: Sharding | None = None,
+        ranks: int = 1,
+    ) -> None:
         large = settings.get(LargeModelFlags)
         self.dtype = dtype
         self.device = device
+        self.sharding = sharding if ranks > 1 else None
+        self.ranks = ranks
         self.streams: BlockSwap | None = None
         self.hosted: list[nn.Linear] = []
         self.streamed: list[int] = []
@@ -74,7 +90,8 @@ class MemoryRoom:
         """The denoiser, in the format and place that the settings ask for."""
         quantizer = self._quantizer()
         stays = (self._swap or self._hosts) and self.device != META
-        place = torch.device("cpu") if stays else self.device
+        waits = stays or (self.sharding is not None and self.device != META)
+        place = torch.device("cpu") if waits else self.device
         denoiser = self._arch.load_denoiser(self.dtype, place, quantizer)
         if quantizer is not None and self.device == META:
             round_weights(denoiser, quantizer)
@@ -104,7 +121,7 @@ class MemoryRoom:
         return encoders
 
     def attach(self, models: Models, trained: Trained) -> None:
-        """Compile the blocks, and decide what each keeps for backward."""
+        """Compile the blocks, decide what each keeps for backward, and divide them among the processes."""
         blocks = self._arch.blocks(models.denoiser)
         uncompiled = [block.forward for block in blocks]
         if self._flags.torch_compile and self.device != META:
@@ -122,6 +139,8 @@ class MemoryRoom:
         elif self._flags.torch_compile and self.streamed:
             logger.info("swapped blocks are recomputed: a compiled block cannot look its weights up again")
             checkpoint_blocks([blocks[index] for index in self.streamed])
+        if self.sharding is not None and self.device != META:
+            self._divide(models.denoiser, blocks, self.sharding)
 
     @property
     def plans(self) -> bool:
@@ -137,12 +156,23 @@ class MemoryRoom:
     def bytes_away(self, denoiser: nn.Module) -> int:
         """What of the weights of a denoiser without content would not lie on the device, buffers counted as there."""
         blocks = self._arch.blocks(denoiser)
+        if self.sharding is not None:
+            return weight_bytes(denoiser) - bytes_at_once(
+                denoiser,
+                blocks,
+                self.ranks,
+                frees_after_forward=self.sharding.frees_after_forward,
+                in_main_memory=self.sharding.waits_in_main_memory,
+            )
         sizes = [streamed_bytes(blocks[index]) for index in self.streamed]
         streamed = max(sum(sizes) - BUFFERS * max(sizes, default=0), 0)
         return streamed + sum(layer.weight.nbytes for layer in self.hosted)
 
     def said_to_be_away(self) -> str:
         """Which weights these are."""
+        if self.sharding is not None:
+            whole = f"{WHOLE_AT_ONCE} blocks are whole at once"
+            return f"divided among {self.ranks} processes; {whole if self.sharding.frees_after_forward else KEPT_WHOLE}"
         blocks = f"{len(self.streamed)} blocks lie in main memory and have {BUFFERS} buffers here"
         layers = f"{len(self.hosted)} layers are calculated in main memory"
         return ", ".join(text for text, there in ((blocks, self.streamed), (layers, self.hosted)) if there)
@@ -187,6 +217,24 @@ class MemoryRoom:
                 *(len(self.streamed), len(blocks), size / GIGABYTE, self.streams.buffer_bytes() / GIGABYTE),
             )
         settle(denoiser, self.device, away)
+
+    def _divide(self, denoiser: nn.Module, blocks: list[nn.Module], sharding: Sharding) -> None:
+        everything = weight_bytes(denoiser)
+        part = divide(
+            denoiser,
+            blocks,
+            self.device,
+            apart=self._arch.vector_layers(denoiser),
+            frees_after_forward=sharding.frees_after_forward,
+            waits_in_main_memory=sharding.waits_in_main_memory,
+            fetches_ahead=sharding.fetches_ahead,
+        )
+        logger.info(
+            "FSDP: of %.2f GB of frozen weights of the denoiser this process keeps %.2f GB%s; blocks are %s",
+            *(everything / GIGABYTE, part / GIGABYTE),
+            " in main memory" if sharding.waits_in_main_memory else "",
+            "whole in their turn" if sharding.frees_after_forward else KEPT_WHOLE,
+        )
 
     def _keep_what_fits(self, streams: BlockSwap) -> None:
         """--blocks_to_swap auto: what the first step has left free is for weights that stay, or for activations."""

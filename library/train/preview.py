@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from PIL import Image
 from torch import Tensor, nn
 
@@ -52,6 +52,11 @@ class PreviewModels(Protocol):
     @property
     def vae(self) -> nn.Module | None:
         """On any device; it lies on the device of the run only while it decodes."""
+        ...
+
+    @property
+    def in_step(self) -> bool:
+        """Whether all processes must run the denoiser equally often."""
         ...
 
 
@@ -153,16 +158,20 @@ class Previews:
         """Make every picture and return the files of all processes, in the order of the prompts.
 
         Process i makes the pictures i, i + n, ...; `epoch` None means that the step names them. A picture that
-        fails is logged and left out; training continues with the random numbers and modes it had.
+        fails is logged and left out; training continues with the random numbers and modes it had. Processes that
+        must keep in step all draw each picture, and the first one writes it.
         """
-        self._read_again()
+        if not models.in_step or accelerator.process_index == 0:
+            self._read_again()
         mine = list(enumerate(self.requests))[accelerator.process_index :: accelerator.num_processes]
+        if models.in_step:
+            self.requests = broadcast_object_list([self.requests])[0]
+            mine = list(enumerate(self.requests))
         modules = [models.denoiser, *models.text_encoders, *(trained.modules() if trained else ())]
         files: list[tuple[int, Path]] = []
         with torch.no_grad(), unchanged_randomness(accelerator.device), in_eval_mode(modules):
             for index, request in mine:
-                make = partial(self._make_one, index, request, models, accelerator, step, epoch, trained)
-                path = _attempted(make, request, accelerator.device)
+                path = self._make_one(index, request, models, accelerator, step, epoch, trained)
                 if path is not None:
                     files.append((index, path))
         if accelerator.num_processes > 1:
@@ -188,34 +197,55 @@ class Previews:
         step: int,
         epoch: int | None,
         trained: BeingTrained | None,
-    ) -> Path:
-        """Make and write one picture."""
+    ) -> Path | None:
+        """Make and write one picture; None when that failed, or when another process writes it."""
         if request.seed is None:
             # A seed of its own, not one drawn from the streams of the training; the file name tells it.
             request = replace(request, seed=random.SystemRandom().getrandbits(32))
-        if trained is not None:
-            trained.start_picture(request)
-        with accelerator.autocast():
-            latents = self._latents(request, models, accelerator.device)
-        assert models.vae is not None, "the VAE is kept while previews are wanted"
-        with _on_device(models.vae, accelerator.device):
-            pixels = self.arch.decode_latents(models.vae, latents)[0]
+        draw = partial(self._latents, request, models, accelerator, trained)
+        write = partial(self._write, index, request, models.vae, accelerator.device, step, epoch)
+        if not models.in_step:
+            return _attempted(lambda: write(draw()), request, accelerator.device)
+        latents = draw()  # a failure ends the run: the other processes would wait inside the denoiser
+        if accelerator.process_index > 0:
+            return None
+        return _attempted(lambda: write(latents), request, accelerator.device)
+
+    def _write(
+        self,
+        index: int,
+        request: ImageRequest,
+        vae: nn.Module | None,
+        device: torch.device,
+        step: int,
+        epoch: int | None,
+        latents: Tensor,
+    ) -> Path:
+        """The file of a picture, [1, C, h, w] as the denoiser left it."""
+        _check_finite(latents, "the denoiser's answer")
+        assert vae is not None, "the VAE is kept while previews are wanted"
+        with _on_device(vae, device):
+            pixels = self.arch.decode_latents(vae, latents)[0]
         _check_finite(pixels, "the picture")
+        assert request.seed is not None
         name = sample_file_name(self.output_name, step, epoch, index, request.seed, datetime.now())
         save_png(to_image(pixels), self.folder / name)
         logger.info("preview %s: %s", self.folder / name, request.prompt)
         return self.folder / name
 
-    def _latents(self, request: ImageRequest, models: PreviewModels, device: torch.device) -> Tensor:
+    def _latents(
+        self, request: ImageRequest, models: PreviewModels, accelerator: Processes, trained: BeingTrained | None
+    ) -> Tensor:
         """[1, C, h, w]; encoders that are there may be trained, so they encode the prompts anew each time."""
-        words = _words_of(request)
+        if trained is not None:
+            trained.start_picture(request)
+        words, device = _words_of(request), accelerator.device
         text = dict(self._encoded.get(words, {}))
-        if models.text_encoders:
-            text |= self.arch.encode_prompts(models.live_encoders, words)
-        text = {name: value.to(device) for name, value in text.items()}
-        latents = picture_latents(self.arch, models.denoiser, text, request, device)
-        _check_finite(latents, "the denoiser's answer")
-        return latents
+        with accelerator.autocast():
+            if models.text_encoders:
+                text |= self.arch.encode_prompts(models.live_encoders, words)
+            text = {name: value.to(device) for name, value in text.items()}
+            return picture_latents(self.arch, models.denoiser, text, request, device)
 
     def _read(self, path: Path) -> None:
         """Read the prompts with the family's defaults filled in; ValueError when one of them cannot be made."""

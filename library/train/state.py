@@ -21,6 +21,10 @@ class Models:
     """In the order of the family; empty when all of their answers are cached."""
     denoiser: nn.Module
     vae: nn.Module | None = None
+    in_step: bool = False
+    """Whether the denoiser's weights are divided among the ranks (FSDP), so that all must run it equally often."""
+    asks_base: bool = False
+    """Whether the base model is asked with every batch, since it must be with some and the ranks keep in step."""
 
     @property
     def live_encoders(self) -> list[nn.Module | None]:

@@ -52,10 +52,12 @@ def image_losses(
         return process.prediction(arch.predict(models.denoiser, noised.x, noised.t, cond), noised)
 
     target = process.target(latents, noised)
-    if batch.keep_prior:
-        rows = list(batch.keep_prior)
+    if batch.keep_prior or models.asks_base:
+        rows = list(batch.keep_prior) or [0]
         with torch.no_grad(), trained.off():
-            target[rows] = ask(noised.rows(rows), cond.rows(rows)).to(target.dtype)
+            prior = ask(noised.rows(rows), cond.rows(rows))
+        if batch.keep_prior:
+            target[rows] = prior.to(target.dtype)
 
     loss = process.elementwise_loss(ask(noised, cond), target, noised)
     if batch.masks is not None:

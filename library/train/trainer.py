@@ -18,6 +18,7 @@ from library.data.items import Batch
 from library.diffusion.process import Draws
 from library.flags.console import set_up_logging
 from library.flags.dataset import DatasetFlags
+from library.flags.fsdp_launcher import sharding_of_launcher
 from library.flags.model import ModelFlags
 from library.flags.monitor import PreviewFlags
 from library.flags.output import LoggingFlags, OutputFlags
@@ -138,13 +139,18 @@ class Trainer(ABC):
             with marked(ExitCode.FAILED):  # some look into their file, and what is wrong with that is no setting
                 self.arch = self.architecture(self.settings)
                 check_given_files(self.settings)
-            self.room = MemoryRoom(self.settings, self.arch, self.dtype, self.device)
+            self.room = self.memory_room(self.device)
             report_unused_flags(self.settings, self.arch)
             if self.accelerator.is_main_process:
                 check_output_folder(self.settings[OutputFlags])
             self.previews = Previews(
                 self.settings[PreviewFlags], self.settings[OutputFlags], self.arch, self.check_picture
             )
+
+    def memory_room(self, device: torch.device) -> MemoryRoom:
+        """Where the models of this run lie, with `device` for what is calculated."""
+        divided = (sharding_of_launcher(), self.accelerator.num_processes)
+        return MemoryRoom(self.settings, self.arch, self.dtype, device, *divided)
 
     def load_data(self) -> None:
         """Images, captions and the order they come in; with them the length of the run is known."""
@@ -171,6 +177,8 @@ class Trainer(ABC):
         self.hashes = start_hashing(self.settings[ModelFlags]) if self.accelerator.is_main_process else {}
         parts = (self.settings, self.arch, self.data, self.accelerator, self.room)
         self.models = frozen_models(*parts, self.previews, trains_text_encoder=self.trains_text_encoder)
+        self.models.in_step = self.room.sharding is not None
+        self.models.asks_base = self.models.in_step and self.data.keeps_prior
 
     def prepare(self) -> None:
         """Everything around the step: updates, loader, log, files to come; then stand where the run begins."""
@@ -179,7 +187,7 @@ class Trainer(ABC):
         self.updates = updates_of_run(self.settings, groups, self.accelerator, self.plan)
         self.loader = loader_of_run(self.settings, self.data, self.plan, self.accelerator, self.seed)
         judged = (self.settings, self.data.validation, self.arch, self.accelerator, self.seed)
-        self.validation = Validation(*judged, self.loader)
+        self.validation = Validation(*judged, self.loader, self.models.in_step)
         self.stand_at_beginning()
         seen = (groups, self.updates.weights, self.updates.optimizer)
         self.watch = Watch(self.settings, self.arch, self.models, *seen)
@@ -215,7 +223,7 @@ class Trainer(ABC):
         self.load_data()
         self.state = first_position(self.settings, self.plan, self.past)
         device, self.device = self.device, META
-        self.room = MemoryRoom(self.settings, self.arch, self.dtype, META)
+        self.room = self.memory_room(META)
         parts = (self.settings, self.arch, self.room)
         self.models = models_without_weights(*parts, trains_text_encoder=self.trains_text_encoder)
         self.trained = self.build_trainable()

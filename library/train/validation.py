@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import cycle, islice
 from pathlib import PurePath
 from typing import Any
 
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from library.data.dataset import TrainingSet
+from library.data.dataset import PlannedBatch, TrainingSet
 from library.data.items import Batch, BatchRequest
 from library.data.loader import BatchOrder, Loader
 from library.diffusion.process import Draws, Noised, Process
@@ -41,15 +42,29 @@ BEST = "-best"
 
 @dataclass(frozen=True)
 class HeldOutOrder(BatchOrder):
-    """The batches of a validation: always the same ones, each made by one rank, the first `limit` of them."""
+    """The batches of a validation: always the same ones, each made by one rank, the first `limit` of them.
+
+    With `in_step` every rank makes equally many: those that would have fewer make some of the first ones too.
+    """
 
     limit: int | None = None
+    in_step: bool = False
 
     def upcoming(self, epoch: int, first_step: int, start_batch: int = 0) -> Iterator[BatchRequest]:
         """This rank's requests; they depend on none of the arguments."""
-        planned = self.training_set.epoch_batches(self.seed, 1)[: self.limit]
-        for one in planned[self.rank :: self.world_size]:
+        planned = self.held_out()
+        missing = -len(planned) % self.world_size if self.in_step else 0
+        for one in list(islice(cycle(planned), len(planned) + missing))[self.rank :: self.world_size]:
             yield BatchRequest(one.dataset, one.items, one.draws, 1, self.total_steps, self.total_steps)
+
+    def held_out(self) -> list[PlannedBatch]:
+        """The batches of all ranks."""
+        return self.training_set.epoch_batches(self.seed, 1)[: self.limit]
+
+    @property
+    def num_counted(self) -> int:
+        """How many of this rank's batches no other rank makes; those after them only keep it in step."""
+        return len(self.held_out()[self.rank :: self.world_size])
 
 
 @dataclass(frozen=True)
@@ -109,6 +124,8 @@ class Validation:
     """That of the run; --validation_seed wins."""
     train_loader: Loader
     """Says how many processes read images."""
+    in_step: bool = False
+    """Whether all ranks must run the denoiser equally often."""
     last: Measurement | None = field(default=None, init=False)
     best_loss: float = field(default=math.inf, init=False)
     best_step: int = field(default=0, init=False)
@@ -125,16 +142,17 @@ class Validation:
         if self.held_out is None:
             report_idle_flags(self.settings)
             return
-        order = HeldOutOrder(
+        self.order = HeldOutOrder(
             self.held_out,
             self.seed,
             self.accelerator.process_index,
             self.accelerator.num_processes,
             total_steps=self.train_loader.order.total_steps,
             limit=self.flags.max_validation_steps,
+            in_step=self.in_step,
         )
         train = self.train_loader
-        self.loader = Loader(order, train.workers, train.persistent, train.pin_memory)
+        self.loader = Loader(self.order, train.workers, train.persistent, train.pin_memory)
 
     def due_at_step(self, step: int) -> bool:
         """Whether to validate after optimizer step `step`, 1 for the first."""
@@ -168,10 +186,13 @@ class Validation:
         modules = [models.denoiser, *models.text_encoders, *trained.modules()]
         paths: list[str] = []
         losses: list[Tensor] = []
+        counted = self.order.num_counted
         with torch.no_grad(), unchanged_randomness(device), in_eval_mode(modules):
-            for batch in from_data(self.loader.epoch(1, 0)):
-                paths += batch.paths
-                losses.append(self._losses(batch.to(device), models, trained))
+            for number, batch in enumerate(from_data(self.loader.epoch(1, 0))):
+                found = self._losses(batch.to(device), models, trained)
+                if number < counted:
+                    paths += batch.paths
+                    losses.append(found)
         trained.rest()
         columns = torch.cat(losses, dim=1).T.tolist() if losses else []  # waits for the device once
         images = [ImageLoss(path, tuple(column)) for path, column in zip(paths, columns, strict=True)]

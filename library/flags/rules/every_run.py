@@ -6,6 +6,7 @@ from library.flags.rules.memory import MEMORY
 from library.flags.rules.needed import NEEDED
 from library.flags.rules.results import RESULTS
 from library.flags.rules.rule import Rules
+from library.flags.rules.sharding import SHARDING
 from library.flags.rules.training import TRAINING
 
-EVERY_RUN: Rules = NEEDED + IMAGES + TRAINING + MEMORY + DEEPSPEED + RESULTS
+EVERY_RUN: Rules = NEEDED + IMAGES + TRAINING + MEMORY + DEEPSPEED + SHARDING + RESULTS

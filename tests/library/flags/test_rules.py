@@ -8,6 +8,7 @@ import pytest
 
 from library.flags.rules.every_run import EVERY_RUN
 from library.flags.rules.rule import Consequence, Rule, Rules, broken, under
+from library.flags.rules.sharding import SHARDING
 from library.flags.settings import Settings, read_settings
 from library.flags.trainers import TRAIN_NETWORK
 
@@ -105,6 +106,7 @@ MISSING = {"DeepSpeed is not installed", "DeepSpeed and an early end of the text
 MISSING |= {"no base model", "no network module", "no output folder", "no dataset"}  # test_settings
 MISSING |= {"a file of DeepSpeed's own"}  # test_deepspeed_launcher
 MISSING |= {"folder without resolution", "conditioning images without images"}  # below
+MISSING |= {rule.name for rule in SHARDING.mistakes}  # test_sharding_rules
 
 
 @pytest.fixture
@@ -194,7 +196,9 @@ def test_doubtful_settings_are_taken_with_one_warning(read: Read, name: str) -> 
 def test_no_rule_is_left_untested() -> None:
     assert {rule.name for rule in EVERY_RUN.mistakes} == MISTAKES.keys() | DIVIDED.keys() | MISSING
     launcher = {"another accumulation for the launcher", "another clipping for the launcher"}  # as above
-    assert {rule.name for rule in EVERY_RUN.doubts} == DOUBTS.keys() | launcher
+    assert {rule.name for rule in EVERY_RUN.doubts} == DOUBTS.keys() | launcher | {
+        rule.name for rule in SHARDING.doubts
+    }
 
 
 def test_a_rule_is_left_out_when_it_reads_a_flag_that_is_not_there() -> None:

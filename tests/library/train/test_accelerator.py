@@ -13,7 +13,6 @@ from torch.amp import GradScaler
 from library.flags.run import DistributedFlags, PrecisionFlags, StepFlags
 from library.flags.settings import Settings
 from library.train.accelerator import (
-    SHARDING,
     HalfGradScaler,
     agreed_seed,
     make_accelerator,
@@ -141,8 +140,8 @@ def test_a_launcher_with_deepspeed_starts_processes_like_others(monkeypatch: pyt
     assert variables.items() <= os.environ.items()
 
 
-@pytest.mark.parametrize(("name", "variable"), [(name, row[0]) for name, row in SHARDING.items()])
-def test_a_launcher_that_divides_weights_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, variable: str) -> None:
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(ValueError, match=f"launched with {name}, which is not supported.*--multi_gpu"):
-        make_accelerator(Settings.of())
+def test_a_launcher_with_fsdp_starts_processes_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    accelerator = make_accelerator(Settings.of())
+    assert accelerator.distributed_type == "NO" and os.environ["ACCELERATE_USE_FSDP"] == "true"
+    assert accelerator.state.__dict__.get("fsdp_plugin") is None

@@ -60,6 +60,7 @@ class ToyModels:
     denoiser: nn.Module = field(default_factory=lambda: nn.Sequential(nn.Dropout(1.0), nn.Identity()))
     text_encoders: list[nn.Module] = field(default_factory=lambda: [nn.Dropout()])
     vae: nn.Module | None = field(default_factory=lambda: nn.Linear(1, 1))
+    in_step: bool = False
 
     @property
     def live_encoders(self) -> list[nn.Module]:
@@ -230,6 +231,34 @@ def test_processes_share_the_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyP
         previews_of(tmp_path, arch, "a", "b", "c").make(ToyModels(), ToyProcesses(process, 2), 2)
         names.append([request.prompt for request, _ in arch.seen])
     assert names == [["a", "c"], ["b"]]
+
+
+def test_processes_in_step_all_draw_and_the_first_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_first: list[ImageRequest] = []
+    monkeypatch.setattr("library.train.preview.gather_object", lambda files: files)
+    monkeypatch.setattr("library.train.preview.broadcast_object_list", lambda requests: [of_first or requests[0]])
+    models, drawn, files = ToyModels(in_step=True), [], []
+    for process in range(2):
+        arch = Toy()
+        previews = previews_of(tmp_path, arch, "a", "b" if process == 0 else "edited a moment later")
+        files.append(previews.make(models, ToyProcesses(process, 2), 2))
+        of_first = of_first or previews.requests
+        drawn.append([request.prompt for request, _ in arch.seen])
+    assert drawn == [["a", "b"], ["a", "b"]]
+    assert [len(written) for written in files] == [2, 0]
+
+
+def test_a_denoiser_that_fails_in_step_ends_the_run_and_a_file_that_cannot_be_written_does_not(tmp_path: Path) -> None:
+    def fail(request: ImageRequest) -> None:
+        raise RuntimeError("out of memory")
+
+    arch, models = Toy(), ToyModels(in_step=True)
+    previews = previews_of(tmp_path, arch, "a")
+    (tmp_path / "sample").touch()
+    assert previews.make(models, ToyProcesses(), 2) == []
+    arch.on_sample = fail
+    with pytest.raises(RuntimeError, match="out of memory"):
+        previews.make(models, ToyProcesses(), 2)
 
 
 def test_prompts_edited_during_the_run_are_taken_over_and_broken_ones_are_not(

@@ -89,6 +89,24 @@ def test_a_row_that_keeps_the_prior_is_compared_with_the_untrained_answer(models
     assert models.denoiser.bias.grad.item() == pytest.approx((0.5 - noise).mean().item() + (0.5 - 7.0), rel=1e-5)
 
 
+def test_the_base_model_is_asked_with_every_batch_where_the_ranks_keep_in_step(models):
+    asked = []
+
+    class Counted(ToyTrained):
+        @contextmanager
+        def off(self):
+            with super().off():
+                asked.append(True)
+                yield
+
+    batch = Batch(["", ""], torch.ones(2), latents=torch.zeros(2, 4, 2, 3))
+    alone = step_loss(batch, ToyFamily(), models, Counted(models.denoiser), Draws.seeded(3))
+    assert not asked
+    models.asks_base = True
+    in_step = step_loss(batch, ToyFamily(), models, Counted(models.denoiser), Draws.seeded(3))
+    assert asked == [True] and torch.equal(alone, in_step)
+
+
 def test_a_mask_takes_its_pixels_out_of_the_loss(models):
     mask = torch.ones(1, 1, 16, 24)
     mask[..., 12:] = 0  # the right half of the picture

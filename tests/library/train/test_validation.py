@@ -24,6 +24,7 @@ from library.flags.settings import Settings
 from library.train.log_file import read_log
 from library.train.step import condition_of, step_loss
 from library.train.validation import (
+    HeldOutOrder,
     ImageLoss,
     Measurement,
     Validation,
@@ -278,6 +279,18 @@ def test_two_ranks_find_what_one_finds(runs: TinyRuns) -> None:
         assert {key: two[image][key] for key in line if key != "image"} == pytest.approx(
             {key: value for key, value in line.items() if key != "image"}, rel=1e-5
         )
+
+
+def test_ranks_in_step_judge_equally_many_batches_and_count_each_once(validated: SmallTrainer) -> None:
+    assert validated.validation.held_out is not None
+    order = HeldOutOrder(validated.validation.held_out, 1)
+    planned = order.requests(1, 0)
+    for world_size in (2, 3, 4, 5):
+        ranks = [replace(order, rank=rank, world_size=world_size, in_step=True) for rank in range(world_size)]
+        made = [rank.requests(1, 0) for rank in ranks]
+        assert {len(requests) for requests in made} == {-(-len(planned) // world_size)}
+        counted = [one for rank, requests in zip(ranks, made, strict=True) for one in requests[: rank.num_counted]]
+        assert sorted(counted, key=planned.index) == planned
 
 
 def test_the_multipliers_of_a_batch_end_with_it(validated: SmallTrainer) -> None:
