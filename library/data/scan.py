@@ -49,7 +49,9 @@ def scan_images(config: DatasetConfig, *, allow_uncaptioned: bool, skip_corrupt:
     if not any(dataset.num_train_images for dataset in scanned):
         places = ", ".join(str(subset.source) for dataset in config.datasets for subset in dataset.subsets)
         why = "; validation_split holds all of them out" if any(dataset.validation for dataset in scanned) else ""
-        raise ValueError(f"no training images were found in: {places or 'no folder'}{why}")
+        raise ValueError(
+            f"no training images were found in: {places or 'no folder, since every num_repeats is 0'}{why}"
+        )
     return scanned
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -24,13 +25,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     The bytes reach the disk before the name changes, so a crash or a full disk leaves the old file untouched.
     An exception in the block removes the temporary file. The temporary name keeps the extension of `path`,
     since some writers append their own when it is missing.
+
+    Raises:
+        OSError: the system refused, in whatever words the writer says so.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:12]}.tmp{target.suffix}")
     temporary.touch(exist_ok=False)
     mode = temporary.stat().st_mode
     try:
-        yield temporary
+        with _errors_of_the_system():
+            yield temporary
         # Some writers (safetensors) make files that only their owner may read; the user's umask decides here.
         temporary.chmod(mode)
         # Windows flushes only handles that are open for writing.
@@ -53,7 +58,8 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary, aside = (target.with_name(f".{target.name}.{unique}.{end}") for end in ("tmp", "old"))
     temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with _errors_of_the_system():
+            yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
                 with file.open("rb+") as written:
@@ -64,6 +70,31 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _errors_of_the_system() -> Iterator[None]:
+    """Turn what safetensors and torch raise when the system does not write, such as on a full disk, into OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        text = str(error)
+        if number := re.search(r"\(os error (\d+)\)", text):  # safetensors
+            raise _os_error(int(number[1])) from error
+        if reason := re.search(r"write\(\): fd \d+ failed with (.+)", text):  # torch, former format
+            known = [code for code in errno.errorcode if os.strerror(code) == reason[1].strip()]
+            raise _os_error(known[0] if known else errno.EIO) from error
+        if "inline_container" in text or "PytorchStreamWriter" in text:  # torch, which keeps the reason to itself
+            raise OSError(errno.EIO, "writing stopped in the middle; the disk is full or gone") from error
+        raise
+
+
+def _os_error(number: int) -> OSError:
+    if os.name == "nt":  # numbers of Windows, which Python translates
+        return OSError(0, f"error {number} of Windows", None, number)
+    return OSError(number, os.strerror(number))
 
 
 def remove_leftovers(folders: Iterable[Path], suffix: str) -> None:

@@ -47,8 +47,11 @@ def read_config_file(path: Path, command_line: CommandLine) -> Reading:
     except FileNotFoundError:
         reading.errors.append(f"--config_file: there is no file {path}")
         return reading
-    except (OSError, UnicodeDecodeError, toml.TomlDecodeError, IndexError) as error:
-        hint = f"; {PATHS_IN_TOML}" if isinstance(error, toml.TomlDecodeError) else ""
+    except UnicodeDecodeError as error:
+        reading.errors.append(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8")
+        return reading
+    except (OSError, toml.TomlDecodeError, IndexError) as error:
+        hint = f"; {PATHS_IN_TOML}" if "escape" in str(error) else ""
         reading.errors.append(f"{path} cannot be read as TOML: {error}{hint}")
         return reading
     for key, value in _flatten(content, path, reading.warnings).items():

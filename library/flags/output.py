@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from library.flags.declare import flag
+from library.flags.file_names import plain_name
 
 
 @dataclass(frozen=True)
@@ -10,7 +11,7 @@ class OutputFlags:
     """Saving"""
 
     output_dir: str | None = flag(None, "folder for the result; made when missing")
-    output_name: str | None = flag(None, "name of the result without its ending")
+    output_name: str | None = flag(None, "name of the result without its ending", parse=plain_name)
     save_precision: str | None = flag(
         None,
         "number format of the saved weights; that of training unless given",

@@ -1,5 +1,6 @@
 """What a single value must be: within its bounds, and a path must lead to what it names."""
 
+import math
 import re
 from dataclasses import Field
 from pathlib import Path
@@ -17,6 +18,8 @@ def wrong_number(declared: Field[Any], value: Any) -> str | None:
             return f"must be at least {low}, got {number}"
         if number is not None and high is not None and not number <= high:
             return f"must be at most {high}, got {number}"
+        if isinstance(number, float) and not math.isfinite(number):
+            return f"must be a number, got {number}"
     return None
 
 

@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,14 +38,20 @@ class LogFile:
         """
         if self.path is None:
             return
-        if self._file is None:
-            self._file = self._opened(self.path, epoch)
-        self._append(values, step, epoch)
+        try:
+            if self._file is None:
+                self._file = self._opened(self.path, epoch)
+            self._append(values, step, epoch)
+        except OSError as error:
+            logger.warning("%s is not written any more: %s; the run goes on without it", self.path, error)
+            self.path = None
+            self.close()
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what is left in the buffer may not fit either
+                self._file.close()
             self._file = None
 
     def _opened(self, path: Path, epoch: int) -> IO[str]:

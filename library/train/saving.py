@@ -25,9 +25,14 @@ Writer = Callable[[Path], None]
 Check = Callable[[Path], None]
 """Reopens a written file; ValueError when other programs could not use it."""
 
+_MAKE_ROOM = (
+    ": make room, keep fewer files (--save_last_n_steps, --save_last_n_epochs), or smaller ones (--save_precision=fp16)"
+)
 CURES: Mapping[int, str] = {
-    errno.ENOSPC: ": make room, keep fewer files (--save_last_n_steps, --save_last_n_epochs), or smaller ones "
-    "(--save_precision=fp16)",
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EFBIG: ": files of this size are not allowed there; choose another --output_dir, or --save_precision=fp16",
+    errno.EIO: _MAKE_ROOM,
     errno.EACCES: ": --output_dir must be a folder that may be written to",
     errno.EROFS: ": --output_dir must be a folder that may be written to",
 }

@@ -1,6 +1,8 @@
 """Files are whole or not there."""
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from library.files.atomic import replacing
 from library.files.weights import save_safetensors
+from tests.clients.small_disk import small_disk
 
 
 def test_the_new_content_takes_the_place_of_the_old(tmp_path: Path) -> None:
@@ -45,3 +48,29 @@ def test_the_user_s_umask_decides_who_may_read_a_file(tmp_path: Path) -> None:
         "a.txt": 0o640,
         "a.safetensors": 0o640,
     }
+
+
+def saved_by_torch(path: Path, **options: bool) -> None:
+    with replacing(path) as temporary:
+        torch.save({"a": torch.zeros(9000)}, temporary, **options)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit for the size of files")
+@pytest.mark.parametrize(
+    ("write", "number"),
+    [
+        (lambda path: save_safetensors({"a": torch.zeros(9000)}, path), errno.EFBIG),
+        (lambda path: saved_by_torch(path), errno.EIO),
+        (lambda path: saved_by_torch(path, _use_new_zipfile_serialization=False), errno.EFBIG),
+    ],
+    ids=["safetensors", "torch", "torch, former format"],
+)
+def test_a_system_that_does_not_write_is_an_os_error_whoever_writes(
+    tmp_path: Path, write: Callable[[Path], None], number: int
+) -> None:
+    path = tmp_path / "a.bin"
+    path.write_text("old", encoding="utf-8")
+    with small_disk(20_000), pytest.raises(OSError) as caught:
+        write(path)
+    assert caught.value.errno == number
+    assert path.read_text(encoding="utf-8") == "old" and list(tmp_path.iterdir()) == [path]

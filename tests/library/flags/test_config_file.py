@@ -125,6 +125,18 @@ def test_a_missing_file_is_named(refused: Refused, base: list[str], tmp_path: Pa
 def test_a_file_that_is_no_toml_is_named(refused: Refused, base: list[str], write: Callable[[str], str]) -> None:
     (mistake,) = refused(*base, write("output_dir = 'x"))
     assert "run.toml cannot be read as TOML" in mistake
+    (mistake,) = refused(*base, write("seed = 1\nseed = 2"))
+    assert "Duplicate keys! (line 2" in mistake and "quotes" not in mistake
+    (mistake,) = refused(*base, write('vae = "C:\\new\\vae.safetensors"'))
+    assert mistake.endswith("in TOML a path with \\ stands in 'single quotes'")
+
+
+def test_a_file_in_another_encoding_is_named_with_the_cure(refused: Refused, base: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes("training_comment = 'café'".encode("latin-1"))
+    assert refused(*base, f"--config_file={file}") == [
+        f"{file} is not UTF-8 text (invalid continuation byte at byte 23); save it as UTF-8"
+    ]
 
 
 def test_text_outside_of_ascii_is_read(read: Read, write: Callable[[str], str]) -> None:

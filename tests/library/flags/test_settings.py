@@ -126,6 +126,8 @@ def test_a_value_that_cannot_be_read_breaks_no_other_rule(refused: Refused, base
     ("words", "message"),
     [
         ("--learning_rate=nan", "--learning_rate: must be at least 0, got nan"),
+        ("--learning_rate=1e400", "--learning_rate: must be a number, got inf"),
+        ("--noise_offset=nan", "--noise_offset: must be a number, got nan"),
         ("--caption_dropout_rate=1.5", "--caption_dropout_rate: must be at most 1, got 1.5"),
         ("--text_encoder_lr=-1", "--text_encoder_lr: must be at least 0, got -1.0"),
         ("--save_every_n_steps=0", "--save_every_n_steps: must be at least 1, got 0"),
@@ -253,3 +255,28 @@ def test_network_args_that_the_trainer_says_itself_are_refused_with_the_flag(
 ) -> None:
     (mistake,) = refused(*base, "--network_args", "conv_dim=4", pair)
     assert mistake.startswith("--network_args: ") and cure in mistake
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a/b", "folders belong into --output_dir"),
+        ("..\\b", "folders belong into --output_dir"),
+        ("a:b", "which names of files cannot have everywhere; leave it out"),
+        ("cats ", "begins or ends with a blank"),
+        ("..", "ends with a dot"),
+        ("con", "is the name of a device on Windows"),
+        ("Aux.v1", "is the name of a device on Windows"),
+        ("猫" * 67, "it is 201 bytes long, and at most 200"),
+    ],
+)
+def test_a_name_that_files_cannot_have_everywhere_is_refused(
+    refused: Refused, base: list[str], name: str, message: str
+) -> None:
+    (mistake,) = refused(*base, f"--output_name={name}")
+    assert mistake.startswith("--output_name: ") and message in mistake
+
+
+@pytest.mark.parametrize("name", ["cats v1.2 (final)", "猫 é", "a%20b#c", "console", "x" * 200])
+def test_other_names_are_taken_as_they_are(read: Read, name: str) -> None:
+    assert read(f"--output_name={name}").values()["output_name"] == name

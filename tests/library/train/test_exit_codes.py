@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from library.train.exit_codes import ExitCode, RunError, from_data, is_out_of_me
 from library.train.out_of_memory import advice, is_of_device
 from tests.clients.continuing import TinyRuns
 from tests.clients.fork_server import ForkServer
+from tests.clients.small_disk import small_disk
 from tests.clients.training import SmallTrainer, small_settings
 
 
@@ -202,3 +205,37 @@ def test_a_network_that_is_not_whole_ends_the_run_before_anything_is_cached(
 
     assert Early(small_settings(small_sd, tmp_path, f"--{flag}", str(file))).run() == 1
     assert f"--{flag}: {file} is cut short" in last_line(capsys)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit for the size of files")
+@pytest.mark.parametrize(
+    ("words", "largest", "name", "cure"),
+    [
+        ((), 100_000, "small.safetensors", "--save_precision=fp16"),
+        (("--save_model_as", "ckpt"), 100_000, "small.ckpt", "make room"),
+        (("--save_state_on_train_end",), 1_000_000, "small-state", "make room"),
+    ],
+)
+def test_a_disk_without_room_is_one_line_with_the_cure_and_harms_no_file(
+    small_sd: DemoFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    largest: int,
+    name: str,
+    cure: str,
+) -> None:
+    old = tmp_path / "small.safetensors"
+    old.write_text("old", encoding="utf-8")
+    settings = small_settings(small_sd, tmp_path, "--max_train_steps", "1", "--max_data_loader_n_workers", "0", *words)
+    trainer = SmallTrainer(settings)
+    with small_disk(largest):
+        assert trainer.run() == 1
+    line = last_line(capsys)
+    assert f"{tmp_path / name} could not be saved: " in line and cure in line
+    assert not list(tmp_path.glob(".*"))
+    assert (old.read_bytes() == b"old") == (name != "small-state")
+    page = (tmp_path / "small.report.html").read_text(encoding="utf-8")
+    assert f'<p class="ending failure">failed: {tmp_path / name} could not be saved' in page
+    log = (tmp_path / "small.log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(log[-1])["text"].startswith(f"failed: {tmp_path / name} could not be saved")

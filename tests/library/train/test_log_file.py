@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from library.flags.output import OutputFlags
 from library.train.log_file import LogFile, log_path, read_log
 
@@ -73,3 +75,24 @@ def test_reading_takes_a_line_that_a_kill_has_cut(tmp_path: Path) -> None:
         file.write('{"step": 3, "loss/cu')
     assert [row["step"] for row in read_log(path, before=9)] == [1, 2]
     assert list(read_log(tmp_path / "none.jsonl", before=9)) == []
+
+
+def test_a_log_that_cannot_be_written_any_more_is_one_warning_and_not_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Full:
+        def write(self, text: str) -> None:
+            raise OSError(28, "No space left on device")
+
+        close = flush = lambda self: self.write("")
+
+    file = LogFile(tmp_path / "a.log.jsonl")
+    file.write({"loss/current": 1.0}, 1, 1)
+    file._file = Full()  # type: ignore[assignment]
+    for step in (2, 3):
+        file.write({"loss/current": 1.0}, step, 1)
+    file.close()
+    assert [
+        message for message in caplog.messages if "a.log.jsonl is not written any more" in message
+    ] == caplog.messages
+    assert [row["step"] for row in lines(tmp_path / "a.log.jsonl")] == [1]
