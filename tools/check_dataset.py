@@ -20,6 +20,7 @@ from library.data.config import read_dataset_config
 from library.data.report import Asked, Severity, as_table, collect
 from library.data.report_page import as_page
 from library.data.report_text import as_text
+from library.flags.console import print_everything
 from library.flags.dataset import CaptionFlags, DatasetFlags
 from library.flags.doctor import DoctorFlags
 from library.flags.settings import read_settings
@@ -34,6 +35,7 @@ def main(words: Sequence[str] | None = None) -> int:
     settings = read_settings(
         (DoctorFlags, DatasetFlags, CaptionFlags), (__doc__ or "").splitlines()[0], argv=_argv(words)
     )
+    print_everything()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     doctor, dataset, captions = settings[DoctorFlags], settings[DatasetFlags], settings[CaptionFlags]
     try:
@@ -55,7 +57,7 @@ def main(words: Sequence[str] | None = None) -> int:
     findings = all_findings(seen)
     table = json.dumps(as_table(seen, findings), indent=2, ensure_ascii=False)
     if doctor.json == "-":
-        print(table)
+        print(json.dumps(as_table(seen, findings), indent=2))
     else:
         print(as_text(seen, findings))
     if doctor.json not in (None, "-"):

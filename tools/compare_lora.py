@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from PIL import Image
 
+from library.flags.console import print_everything
 from library.flags.model import ModelFlags
 from library.flags.settings import Settings
 from library.generation.images import contact_sheet, save_png, to_image
@@ -34,6 +35,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+    print_everything()
     print(arguments.output)
     return 0
 

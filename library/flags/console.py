@@ -1,5 +1,6 @@
 """Where log messages go, and how they look."""
 
+import io
 import logging
 import os
 import sys
@@ -9,6 +10,15 @@ from pathlib import Path
 from library.flags.output import LoggingFlags
 
 FORMAT = "%(asctime)s %(levelname)-8s %(message)s  (%(filename)s:%(lineno)d)"
+
+
+def print_everything() -> None:
+    """What the encoding of standard output does not have is printed as an escape, instead of ending the program.
+
+    Where output goes to another program, Windows still encodes it for one language.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def set_up_logging(flags: LoggingFlags, warnings: Sequence[str] = ()) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import check_dataset
 from demo_folder import DemoFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,3 +51,22 @@ def test_a_file_that_cannot_be_read_gives_one_and_one_message(tmp_path: Path) ->
     done = run(path)
     assert done.returncode == 1 and done.stdout == ""
     assert str(path) in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("more", [(), ("--json", "-")])
+def test_names_that_the_encoding_of_the_output_does_not_have_are_printed_as_escapes(
+    small_sd: DemoFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "2_猫"
+    folder.mkdir()
+    picture = next(small_sd.pictures.glob("*.png"))
+    (folder / "猫 😀.png").write_bytes(picture.read_bytes())
+    (folder / "猫 😀.txt").write_text("猫", encoding="utf-8")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
+    check_dataset.main(["--train_data_dir", str(tmp_path), "--resolution", "64", *more])
+    sys.stdout.flush()
+    text = written.getvalue().decode("cp1252")
+    assert "2_\\u732b" in text
+    if more:
+        assert "2_猫" in str(json.loads(text)["datasets"][0]["subsets"][0])

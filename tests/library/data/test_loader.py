@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -16,7 +17,7 @@ import torch
 from library.data.caching import cache_latents
 from library.data.dataset import TrainingSet
 from library.data.items import Batch
-from library.data.loader import BatchOrder, Loader, make_loader
+from library.data.loader import BatchOrder, Loader, _Answers, _start_worker, make_loader
 from library.files.formats import LatentFormat
 
 Load = Callable[..., TrainingSet]
@@ -165,3 +166,14 @@ def test_workers_start_after_the_threads_of_opencv_have_run(tmp_path: Path, imag
     environment = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "3\n3\n"), done.stderr
+
+
+@pytest.mark.parametrize("changes", [{}, {"flip_aug": True, "num_repeats": 2}])
+def test_what_a_worker_is_given_can_be_sent_to_a_new_process(training_set: Load, changes: dict[str, int]) -> None:
+    data = training_set(batch_size=2, **changes)
+    request = BatchOrder(data, 3).requests(1, 0)[0]
+    sent = pickle.loads(pickle.dumps((_Answers(data), request, _start_worker)))  # as spawn does
+    answers, asked, _ = sent
+    found = answers[asked]
+    assert isinstance(found, Batch)
+    assert_equal(found, data[request])
