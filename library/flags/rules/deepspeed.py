@@ -60,7 +60,8 @@ DEEPSPEED = Rules(
             lambda zero_stage: zero_stage == 3,
             "--zero_stage=3 divides the trained weights themselves and gathers those of a module when its forward "
             "runs inside DeepSpeed's engine; here they work inside layers of a frozen model that is outside of it, and "
-            "files, norms and averages read them whole: use --zero_stage=2",
+            "files, norms and averages read them whole: use --zero_stage=2, or `accelerate launch --use_fsdp` without "
+            "--deepspeed, which divides the frozen model",
         ),
         Rule(
             "optimizer state on a disk",
