@@ -87,4 +87,9 @@ const place=share*svg.viewBox.baseVal.width;
 cursor.setAttribute("x1",place);cursor.setAttribute("x2",place);cursor.style.visibility="visible";
 out.textContent="step "+near(lines[0][1])[0]+": "+lines.map(line=>line[0]+" "+near(line[1])[1]).join(", ");});
 svg.addEventListener("pointerleave",()=>{cursor.style.visibility="hidden";out.textContent="";});}
+for(const note of document.querySelectorAll("[data-written]")){
+const minutes=Math.floor((Date.now()/1000-note.dataset.written)/60);
+if(minutes>=15){note.className="ending failure";
+note.textContent="nothing new for "+(minutes<120?minutes+" minutes":Math.floor(minutes/60)+" hours")+
+": the run was killed, or a step takes that long ("+note.textContent+")";}}
 """

@@ -150,7 +150,11 @@ class Progress:
             yield
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
-            self.close(Ending("interrupted, nothing was saved") if stopped else Ending.failed(error))
+            self.close(
+                Ending("interrupted at once; what was learnt since the last saved file is lost")
+                if stopped
+                else Ending.failed(error)
+            )
             raise
         self.close(Ending())
 

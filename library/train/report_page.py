@@ -136,9 +136,10 @@ class ReportPage:
         if ending is not None:
             ended = f'<p class="ending{" failure" if ending.is_failure else ""}">{escape(ending.text)}</p>'
         more = "" if ending is not None else "; reload the page to see more"
+        since = "" if ending is not None else f' data-written="{now:.0f}"'
         return (
             f'{ended}<progress max="1" value="{share:.4f}"></progress><dl class="cells">{items}</dl>'
-            f'<p class="note">written {stamp}{more}</p>'
+            f'<p class="note"{since}>written {stamp}{more}</p>'
         )
 
     def _previews(self, history: History) -> str:

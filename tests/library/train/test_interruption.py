@@ -92,4 +92,4 @@ def test_ctrl_c_twice_ends_with_the_same_code_and_saves_nothing(small_sd: DemoFo
     words = runs.words("--cache_latents", "--network_train_unet_only")
     assert Impatient(small_settings(small_sd, tmp_path / "run", *words)).run() == 130
     assert runs.names("run") == []
-    assert ending(tmp_path / "run") == "interrupted, nothing was saved"
+    assert ending(tmp_path / "run") == "interrupted at once; what was learnt since the last saved file is lost"

@@ -162,7 +162,7 @@ def test_tables_events_and_previews_are_lines_of_the_log(tmp_path: Path) -> None
     ("error", "text"),
     [
         (ValueError("the disk is full\nmake room"), "failed: the disk is full"),
-        (KeyboardInterrupt(), "interrupted, nothing was saved"),
+        (KeyboardInterrupt(), "interrupted at once; what was learnt since the last saved file is lost"),
         (None, "finished"),
     ],
 )

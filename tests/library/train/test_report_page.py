@@ -116,6 +116,14 @@ def test_the_page_says_how_the_run_ended(tmp_path: Path) -> None:
     assert Ending.failed(AssertionError()).text == "failed: AssertionError"
 
 
+def test_a_page_without_an_ending_carries_its_time_so_that_it_can_say_that_the_run_was_killed(tmp_path: Path) -> None:
+    before = int(time.time())
+    going = Structure(ReportPage(tmp_path / "page.html", facts()).html(filled(tmp_path)))
+    times = [int(value) for _, name, value in going.attributes if name == "data-written"]
+    assert len(times) == 1 and before <= times[0] <= time.time() + 1
+    assert "data-written" not in [name for _, name, _ in Structure(written(tmp_path)).attributes]
+
+
 def test_the_page_needs_nothing_from_outside_and_escapes_what_users_write(tmp_path: Path) -> None:
     text = written(tmp_path)
     structure = Structure(text)
