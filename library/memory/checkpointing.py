@@ -198,17 +198,3 @@ PRODUCTS = _existing(
     "_efficient_attention_forward",
 )
 """What is worth keeping: matrix products, convolutions, attention."""
-
-
-def saved_for_backward(run: Callable[[], Any]) -> int:
-    """Bytes that autograd keeps of a calculation, each storage once."""
-    kept: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        alias = tensor.detach()
-        kept[alias.untyped_storage()._cdata] = alias
-        return alias
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

@@ -69,7 +69,10 @@ def quantize(weight: Tensor, form: Format = Format()) -> tuple[Tensor, Tensor | 
 
 
 def dequantize(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The float8 `weight` [O, ...] in `dtype`, times its scale, in a tensor of its own."""
+    """The float8 `weight` [O, ...] in `dtype`, times its scale, in a tensor of its own.
+
+    Two passes, since no operation of torch multiplies float8 with anything; a compiler makes one of them.
+    """
     if scale is None:
         return weight.to(dtype)
     wide = weight.to(scale.dtype)

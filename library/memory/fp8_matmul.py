@@ -27,6 +27,8 @@ AVAILABLE_SINCE = (8, 9)
 class Float8Linear(FrozenLayer):
     """The forward of a linear layer whose weight is float8, with one scale for each row or without."""
 
+    far = True
+
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer)
         rows, columns = layer.weight.shape
@@ -36,7 +38,7 @@ class Float8Linear(FrozenLayer):
         """[..., C] -> [..., O]"""
         dtype = compute_dtype(input)
         if torch.compiler.is_compiling() or not self._fits:
-            return F.linear(input.to(dtype), self.look_up(dtype), self.bias(dtype))
+            return F.linear(input.to(dtype), self.read(dtype), self.bias(dtype))
         return _Float8Linear.apply(input, self, dtype)
 
 

@@ -22,8 +22,11 @@ class FrozenLayer:
 
     Attributes:
         fetch: brings the weight to the device when it is not there; called before each look.
-        idle: nobody calculates with the answer, as where a product is known already.
+        idle: nobody calculates with the weight, as where a product is known already.
+        far: an adapter adds to the answer of the layer, and does not calculate layer and adapter in one.
     """
+
+    far = False
 
     def __init__(self, layer: nn.Module) -> None:
         self._parameters: dict[str, Any] = layer._parameters
@@ -38,7 +41,7 @@ class FrozenLayer:
             self.fetch()
         return self._parameters["weight"], self._buffers.get(SCALE_NAME)
 
-    def look_up(self, dtype: torch.dtype) -> Tensor:
+    def read(self, dtype: torch.dtype) -> Tensor:
         """The weight in `dtype` as of now; nobody may keep it beyond the calculation at hand."""
         if not torch.compiler.is_compiling() and self.idle:
             return torch.empty(1, dtype=dtype).expand(self._parameters["weight"].shape)
@@ -54,23 +57,13 @@ class FrozenLayer:
 
 
 class FrozenLinear(FrozenLayer):
-    """The forward of a linear layer.
-
-    Attributes:
-        far: whether the answer is cheaper than the weight; see `HostLinear`.
-    """
-
-    far = False
-
-    def read(self, dtype: torch.dtype) -> Tensor:
-        """The weight, for an adapter that calculates layer and adapter in one."""
-        return self.look_up(dtype)
+    """The forward of a linear layer."""
 
     def __call__(self, input: Tensor) -> Tensor:
         """[..., C] -> [..., O]"""
         dtype = compute_dtype(input)
         if torch.compiler.is_compiling():
-            return F.linear(input.to(dtype), self.look_up(dtype), self.bias(dtype))
+            return F.linear(input.to(dtype), self.read(dtype), self.bias(dtype))
         return _Linear.apply(input, self, dtype)
 
 
@@ -85,7 +78,7 @@ class FrozenConv2d(FrozenLayer):
         """[B, C, H, W] -> [B, O, h, w]"""
         dtype = compute_dtype(input)
         if torch.compiler.is_compiling():
-            return F.conv2d(input.to(dtype), self.look_up(dtype), self.bias(dtype), *self.geometry)
+            return F.conv2d(input.to(dtype), self.read(dtype), self.bias(dtype), *self.geometry)
         return _Conv2d.apply(input, self, dtype)
 
 
@@ -145,19 +138,19 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: FrozenLinear, dtype: torch.dtype) -> Tensor:
         ctx.layer = layer
-        return F.linear(x.to(dtype), layer.look_up(dtype), layer.bias(dtype))
+        return F.linear(x.to(dtype), layer.read(dtype), layer.bias(dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dy = grads[0]
-        return dy.matmul(ctx.layer.look_up(dy.dtype)), None, None
+        return dy.matmul(ctx.layer.read(dy.dtype)), None, None
 
 
 class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: FrozenConv2d, dtype: torch.dtype) -> Tensor:
         ctx.layer, ctx.like = layer, (x.shape, x.device)
-        return F.conv2d(x.to(dtype), layer.look_up(dtype), layer.bias(dtype), *layer.geometry)
+        return F.conv2d(x.to(dtype), layer.read(dtype), layer.bias(dtype), *layer.geometry)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -165,7 +158,7 @@ class _Conv2d(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.layer.geometry
         # Of the input only the shape is looked at.
         x = torch.empty((1,), dtype=dy.dtype, device=device).expand(shape)
-        weight, mask = ctx.layer.look_up(dy.dtype), (True, False, False)
+        weight, mask = ctx.layer.read(dy.dtype), (True, False, False)
         dx, _, _ = torch.ops.aten.convolution_backward(
             dy, x, weight, None, stride, padding, dilation, False, (0, 0), groups, mask
         )

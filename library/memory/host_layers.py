@@ -24,7 +24,7 @@ class HostLinear:
     """Stands in the place of the forward of a linear layer.
 
     Attributes:
-        far: the answer is cheaper than the weight.
+        far: as that of `FrozenLayer`.
     """
 
     far = True
@@ -76,7 +76,7 @@ def attach_host_layers(layers: Sequence[nn.Linear], device: torch.device, dtype:
     for layer in layers:
         handle: Any = layer.forward
         assert isinstance(handle, FrozenLayer)
-        weight = handle.look_up(dtype) if layer.weight.itemsize == 1 else layer.weight.detach()
+        weight = handle.read(dtype) if layer.weight.itemsize == 1 else layer.weight.detach()
         layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
         layer._buffers.pop(SCALE_NAME, None)
         layer.__dict__["forward"] = HostLinear(layer, device, last)

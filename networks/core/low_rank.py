@@ -26,7 +26,7 @@ class FrozenWeight(Protocol):
     Nothing of it is kept for backward, which looks it up again.
 
     Attributes:
-        far: it lies elsewhere, where its layer is calculated: the layer's answer is cheaper than the weight.
+        far: it had better not be read where the answer of its layer does, which is calculated elsewhere or in float8.
     """
 
     far: bool

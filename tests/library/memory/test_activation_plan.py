@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from library.memory.activation_plan import ActivationPlan, Cost, measured, plan_blocks
-from library.memory.checkpointing import Checkpointed, Recompute, saved_for_backward
-from tests.library.memory.toys import WIDTH, adapt, equal, small_model, steps
+from library.memory.checkpointing import Checkpointed, Recompute
+from tests.library.memory.toys import WIDTH, adapt, equal, saved_for_backward, small_model, steps
 
 NOTHING, ELEMENTWISE, ALL = Recompute.NOTHING, Recompute.ELEMENTWISE, Recompute.ALL
 

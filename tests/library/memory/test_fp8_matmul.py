@@ -8,6 +8,7 @@ from library.memory.fp8 import Format, Scaling, dequantize, quantize
 from library.memory.fp8_matmul import Float8Linear, float8_product, is_available, rounded_rows
 from library.memory.frozen_layers import attach_frozen_layers
 from networks.core.adapter import Dropout, Strength, stand_in
+from networks.core.base_layer import BaseLayer
 from networks.core.lora_adapter import LoraAdapter
 
 
@@ -69,6 +70,11 @@ def test_an_adapter_beside_it_calculates_in_full() -> None:
         stand_in(base, "0", adapter)
         found.append(results(base)[0] - without)
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+def test_a_kind_that_needs_the_weight_reads_it_with_its_scale() -> None:
+    rounded, plain = (holder[0] for holder in (layer(Scaling.CHANNEL)[0], [layer(Scaling.CHANNEL)[1]]))
+    torch.testing.assert_close(BaseLayer(rounded).weight(torch.float32), plain.weight)
 
 
 def test_the_cpu_can_try_it_out() -> None:

@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from library.memory.checkpointing import saved_for_backward
 from library.memory.fp8 import Format, Scaling, dequantize, quantize
 from library.memory.frozen_layers import attach_frozen_layers, frozen_layers
 from networks.core.adapter import Dropout, Strength, stand_in
 from networks.core.lora_adapter import LoraAdapter
-from tests.library.memory.toys import adapt, small_model
+from tests.library.memory.toys import adapt, saved_for_backward, small_model
 
 
 def rounded(layer: Any, scaling: Scaling) -> tuple[nn.Module, nn.Module]:

@@ -77,7 +77,7 @@ def test_a_vector_is_fetched_once_for_all_layers_that_are_given_it() -> None:
 def test_float8_becomes_the_numbers_that_it_stands_for_and_needs_no_scale_any_more() -> None:
     theirs, ours = made(False, Scaling.BLOCK), made(True, Scaling.BLOCK)
     assert ours.first.weight.dtype == torch.float32 and not dict(ours.named_buffers())
-    assert torch.equal(ours.first.weight, theirs.first.forward.look_up(torch.float32))  # type: ignore[attr-defined]
+    assert torch.equal(ours.first.weight, theirs.first.forward.read(torch.float32))  # type: ignore[attr-defined]
 
 
 def test_a_lora_leaves_the_weight_where_it_is_and_a_kind_that_needs_it_can_read_it(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,3 +124,17 @@ def equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
     """Bit for bit, and every number is one."""
     same = len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     return same and not any(tensor.isnan().any() for tensor in ours)
+
+
+def saved_for_backward(run: Callable[[], Any]) -> int:
+    """Bytes that autograd keeps of a calculation, each storage once."""
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        alias = tensor.detach()
+        kept[alias.untyped_storage()._cdata] = alias
+        return alias
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
