@@ -80,14 +80,11 @@ class Checkpointed:
 
 def checkpoint_blocks(
     blocks: Sequence[nn.Module], policy: Policy | Recompute = Recompute.ALL, offload: InputOffload | None = None
-) -> list[Checkpointed]:
+) -> None:
     """Attach `policy` to each of `blocks`; call it once their layers are final, networks included."""
     choose: Policy = (lambda _: policy) if isinstance(policy, Recompute) else policy
-    attached = []
     for block in blocks:
         block.forward = Checkpointed(block, choose, offload)
-        attached.append(block.forward)
-    return attached
 
 
 def selective_contexts(

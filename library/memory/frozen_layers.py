@@ -88,8 +88,8 @@ def attach_frozen_layers(
     wanted: Callable[[nn.Module], bool] | None = None,
     linear: Callable[[nn.Linear], FrozenLayer] = FrozenLinear,
     dtype: torch.dtype = torch.bfloat16,
-) -> list[nn.Module]:
-    """Give handles to the frozen layers of `model` that `wanted` says, or else to those in float8; these layers.
+) -> None:
+    """Give handles to the frozen layers of `model` that `wanted` says, and to those in float8.
 
     Call it before a network stands in the layers. `scales` become buffers that are not saved. A layer that has a
     `forward` of its own, or whose weight is trained, is left alone. A float8 weight of any other module, which would
@@ -97,7 +97,6 @@ def attach_frozen_layers(
     """
     for name, scale in (scales or {}).items():
         model.get_submodule(name).register_buffer(SCALE_NAME, scale, persistent=False)
-    attached = []
     for module in model.modules():
         if not _is_plain_layer(module):
             _widen(module, dtype)
@@ -106,8 +105,6 @@ def attach_frozen_layers(
             of_linear = linear if module.weight.dtype in FLOAT8 else FrozenLinear
             handle: Any = of_linear(module) if is_linear else FrozenConv2d(module)  # type: ignore[arg-type]
             module.forward = handle
-            attached.append(module)
-    return attached
 
 
 def round_weights(model: nn.Module, quantizer: Quantizer) -> None:

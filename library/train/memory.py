@@ -47,6 +47,7 @@ class MemoryRoom:
         streams: the blocks that lie in main memory, if any.
         hosted: layers that lie in main memory and are calculated there.
         sharding: how the denoiser is divided, if it is.
+        plan: what each block keeps for backward, where --activation_memory decides.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class MemoryRoom:
         self.ranks = ranks
         self.streams: BlockSwap | None = None
         self.hosted: list[nn.Linear] = []
+        self.plan: ActivationPlan | None = None
         self.streamed: list[int] = []
         """Numbers of the blocks that lie in main memory at first."""
         self._flags = settings[MemoryFlags]

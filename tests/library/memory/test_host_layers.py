@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from library.memory.block_swap import settle
 from library.memory.fp8 import Format, Quantizer, Scaling
 from library.memory.frozen_layers import attach_frozen_layers, round_weights
 from library.memory.host_layers import HostLinear, LastVector, attach_host_layers
@@ -78,6 +79,24 @@ def test_float8_becomes_the_numbers_that_it_stands_for_and_needs_no_scale_any_mo
     theirs, ours = made(False, Scaling.BLOCK), made(True, Scaling.BLOCK)
     assert ours.first.weight.dtype == torch.float32 and not dict(ours.named_buffers())
     assert torch.equal(ours.first.weight, theirs.first.forward.read(torch.float32))  # type: ignore[attr-defined]
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_sent_the_answers_of_its_own_layers_but_for_rounding() -> None:
+    device, found = torch.device("cuda"), []
+    for hosted in (False, True):
+        torch.manual_seed(0)
+        model = Modulated().requires_grad_(False).to(torch.bfloat16)
+        layers = [model.first, model.second] if hosted else []
+        attach_frozen_layers(model, wanted=lambda layer: True)
+        attach_host_layers(layers, device, torch.bfloat16)
+        settle(model, device, {(id(layer._parameters), "weight") for layer in layers})
+        vector = torch.randn(3, 64).to(device, torch.bfloat16).requires_grad_()
+        answer = model(vector)
+        answer.float().square().sum().backward()
+        assert vector.grad is not None and answer.is_cuda
+        found.append(torch.cat([answer.detach().flatten(), vector.grad.flatten()]).float())
+    assert (found[0] - found[1]).norm() < 2**-7 * found[0].norm()
 
 
 def test_a_lora_leaves_the_weight_where_it_is_and_a_kind_that_needs_it_can_read_it(

@@ -109,6 +109,7 @@ def test_recomputing_changes_no_bit(plain: list[Tensor], flags: MemoryFlags) -> 
     found = learnt(room, room.load_denoiser())
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, plain, strict=True))
     if flags.activation_memory is not None:  # the first step measures, and the second follows the plan
+        assert room.plan is not None
         (plan,) = room.plan.plans.values()
         assert set(plan.choices) == set(Recompute)
 
