@@ -88,6 +88,14 @@ LARGE_MODELS = Rules(
             "or give a model that they are merged into already (FLUX.1: networks/flux_merge_lora.py)",
         ),
     ),
+    doubts=(
+        Rule(
+            "a gradient through main memory",
+            lambda cpu_modulation, network_train_unet_only: cpu_modulation and not network_train_unet_only,
+            "--cpu_modulation while a text encoder is trained lets the device wait for the processor in each block of "
+            "the backward pass: add --network_train_unet_only, or leave it out",
+        ),
+    ),
     consequences=(
         Consequence(
             "scales before a plain cast",

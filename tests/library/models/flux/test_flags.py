@@ -94,6 +94,12 @@ def test_what_never_had_an_effect_works_here_or_is_named(facts: Path) -> None:
     assert dead == FLUX_IDLE.keys() | work
 
 
+def test_a_gradient_that_has_to_go_through_main_memory_is_named(read: Read) -> None:
+    (warning,) = read("--cpu_modulation").warnings
+    assert warning.startswith("--cpu_modulation while a text encoder is trained lets the device wait")
+    assert not read("--cpu_modulation", "--network_train_unet_only").warnings
+
+
 def test_a_flag_without_effect_is_named_and_stays_at_its_default(base: list[str]) -> None:
     words = [*base, "--min_snr_gamma=5", "--noise_offset=0.1", "--max_token_length=225"]
     settings = read_settings(FLUX_TRAIN_NETWORK, "a test", argv=words, idle=FLUX_IDLE, rules=FLUX_RULES)
