@@ -19,8 +19,8 @@ from library.files.weights import WeightFile
 from library.models import parts
 from library.models.attention import AttentionMode
 from library.models.parts import part_config
-from library.models.sd.families import check_is_stable_diffusion, warn_of_strangers
 from library.models.sd.layout import unet_shape, unet_sources
+from library.models.sd.recognition import check_is_stable_diffusion, warn_of_strangers
 from library.models.sd.unet import UNet
 from library.models.text.clip import TextEncoder, build_text_encoder, clip_sources, openclip_sources
 from library.models.vae.sd import vae_sources

@@ -13,7 +13,6 @@ logger = logging.getLogger(__name__)
 UNET_FIRST_KEYS = ("model.diffusion_model.input_blocks.0.0.weight", "conv_in.weight")
 """The first weight of a U-Net: in a single file, in a folder of diffusers."""
 
-
 _WHOLE_MODEL = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
 _TRAINING_ONLY = ("model_ema.", "loss.")
 _SCHEDULE = (
