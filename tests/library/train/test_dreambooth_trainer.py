@@ -90,7 +90,8 @@ def test_the_text_encoder_stops_to_the_bit_after_its_last_step(runs: ModelRuns, 
 
 @pytest.mark.parametrize("last", ["-1", "0"])
 def test_a_text_encoder_that_is_not_trained_is_in_no_group_and_comes_from_the_base(runs: ModelRuns, last: str) -> None:
-    trainer = runs.train("run", f"--stop_text_encoder_training={last}", "--mixed_precision=bf16")
+    words = (f"--stop_text_encoder_training={last}", "--mixed_precision=bf16", "--max_train_steps=1")
+    trainer = runs.train("run", *words)
     assert [group["lr"] for group in trainer.updates.optimizer.param_groups] == [1e-3]
     assert next(trainer.models.text_encoders[0].parameters()).dtype == torch.bfloat16
     assert equal(part(tensors(runs.demo.checkpoint), TEXT), part(runs.weights("run"), TEXT))
@@ -105,9 +106,10 @@ def test_both_parts_have_their_rates(runs: ModelRuns) -> None:
 
 
 def test_weights_are_float32_unless_they_are_to_be_half_and_both_learn(runs: ModelRuns) -> None:
-    master = runs.train("master", "--mixed_precision=bf16")
+    once = ("--mixed_precision=bf16", "--max_train_steps=1")
+    master = runs.train("master", *once)
     fresh_accelerate()
-    half = runs.train("half", "--mixed_precision=bf16", "--full_bf16", "--learning_rate=1e-2")
+    half = runs.train("half", *once, "--full_bf16", "--learning_rate=1e-2")
     for trainer, dtype in ((master, torch.float32), (half, torch.bfloat16)):
         for module in trainer.trained.modules():
             assert {parameter.dtype for parameter in module.parameters()} == {dtype}

@@ -90,8 +90,11 @@ def test_a_run_continues_from_a_state_in_its_middle_with_equal_bits(runs: TinyRu
 def test_saving_and_previews_do_not_change_a_run(runs: TinyRuns) -> None:
     words = ("--cache_latents", "--max_train_steps", "4", "--optimizer_type", "AdamWScheduleFree", "--ema_decay", "0.9")
     runs.train("plain", *words)
-    previews = ("--sample_prompts", str(runs.demo.prompts), "--sample_every_n_steps", "3")
+    prompts = runs.root / "prompts.txt"
+    prompts.write_text("one star --w 64 --h 64 --s 2\n", encoding="utf-8")
+    previews = ("--sample_prompts", str(prompts), "--sample_every_n_steps", "3")
     runs.train("busy", *words, "--save_every_n_steps", "1", "--save_state", *previews)
+    assert len(list((runs.root / "busy" / "sample").iterdir())) == 1
     assert equal(runs.weights("plain"), runs.weights("busy"))
 
 
