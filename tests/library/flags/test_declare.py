@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import json
 from dataclasses import FrozenInstanceError, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from library.flags.declare import declared_flags, flag, is_switch, meaning, takes_many, title, value_type
+from library.flags.declare import declared_flags, flag, meaning, title
 from library.flags.model import ModelFlags
 from library.flags.trainers import TRAIN_NETWORK
+from tests.library.flags.recorded import recorded_flags, signature
 
 OURS = {
     "ema_decay",
@@ -22,39 +21,21 @@ OURS = {
     "early_stop_patience",
     "max_nonfinite_steps",
 }
-MORE_CHOICES = {"max_token_length": [75]}
-"""75 is what None means; graphical front ends write it down."""
-
-
-def recorded(facts: Path) -> dict[str, dict[str, Any]]:
-    rows = json.loads((facts / "cli" / "train_network.json").read_text(encoding="utf-8"))["flags"]
-    return {row["dest"]: row for row in rows}
 
 
 def test_every_recorded_flag_of_train_network_is_declared_with_the_same_signature(facts: Path) -> None:
     flags = declared_flags(TRAIN_NETWORK)
-    rows = recorded(facts)
+    rows = recorded_flags(facts, "train_network")
     assert len(rows) == 193
     for name, row in rows.items():
         declared = flags[name]
-        kind = value_type(declared)
-        choices = [c for c in declared.metadata["choices"] or () if c not in MORE_CHOICES.get(name, ())]
-        ours = {
-            "flags": [f"--{declared.name}"],
-            "dest": declared.name,
-            "kind": "store_true" if is_switch(declared) else "store",
-            "type": kind and kind.__name__,
-            "nargs": "*" if takes_many(declared) else None,
-            "choices": choices or None,
-            "default": declared.default,
-            "required": False,
-        }
+        ours = signature(declared, declared.default) | {"dest": declared.name, "required": False}
         assert ours == {key: row.get(key) for key in ours}
         assert type(declared.default) is type(row["default"]), name
 
 
 def test_exactly_these_flags_go_beyond_the_recorded_ones(facts: Path) -> None:
-    assert declared_flags(TRAIN_NETWORK).keys() - recorded(facts).keys() == OURS
+    assert declared_flags(TRAIN_NETWORK).keys() - recorded_flags(facts, "train_network").keys() == OURS
 
 
 def test_every_flag_says_what_it_does_in_one_line() -> None:

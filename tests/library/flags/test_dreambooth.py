@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from library.flags.declare import is_switch, script_flags, takes_many, value_type
+from library.flags.declare import script_flags
 from library.flags.dreambooth import DB_ABSENT, DB_CHOICES, DB_DEFAULTS, DB_IDLE, DB_RULES, TRAIN_DB, DreamBoothFlags
 from library.flags.output import OutputFlags
 from library.flags.settings import Settings, read_settings
-from tests.library.flags.test_declare import MORE_CHOICES
-
-
-def recorded(facts: Path) -> dict[str, dict[str, Any]]:
-    rows = json.loads((facts / "cli" / "train_db.json").read_text(encoding="utf-8"))["flags"]
-    return {row["dest"]: row for row in rows}
+from tests.library.flags.recorded import recorded_flags, signature
 
 
 @pytest.fixture
@@ -42,26 +35,16 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
 
 def test_every_recorded_flag_is_declared_with_the_same_signature(facts: Path) -> None:
     flags = script_flags(TRAIN_DB, {}, DB_ABSENT, DB_CHOICES)
-    rows = recorded(facts)
+    rows = recorded_flags(facts, "train_db")
     assert len(rows) == 169
     for name, row in rows.items():
-        declared = flags[name]
-        kind = value_type(declared)
-        choices = [c for c in declared.metadata["choices"] or () if c not in MORE_CHOICES.get(name, ())]
-        ours = {
-            "flags": [f"--{declared.name}"],
-            "kind": "store_true" if is_switch(declared) else "store",
-            "type": kind and kind.__name__,
-            "nargs": "*" if takes_many(declared) else None,
-            "choices": choices or None,
-            "default": DB_DEFAULTS.get(name, declared.default),
-        }
+        ours = signature(flags[name], DB_DEFAULTS.get(name, flags[name].default))
         assert ours == {key: row.get(key) for key in ours}
 
 
 def test_no_recorded_flag_is_unavailable_and_none_of_the_script_s_own_is_idle(facts: Path) -> None:
     flags = script_flags(TRAIN_DB, DB_IDLE, DB_ABSENT, DB_CHOICES)
-    assert not any(flags[name].metadata["unavailable"] for name in recorded(facts))
+    assert not any(flags[name].metadata["unavailable"] for name in recorded_flags(facts, "train_db"))
     assert not any(flags[name].metadata["no_effect"] for name in DreamBoothFlags.__dataclass_fields__)
 
 

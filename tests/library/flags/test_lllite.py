@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from library.flags.declare import is_switch, script_flags, takes_many, value_type
+from library.flags.declare import script_flags
 from library.flags.lllite import LLLITE_ABSENT, LLLITE_IDLE, TRAIN_LLLITE, LlliteFlags
 from library.models.sdxl.flags import SDXL_IDLE
 from tests.clients.lllite_training import lllite_settings
-from tests.library.flags.test_declare import MORE_CHOICES
+from tests.library.flags.recorded import recorded_flags, signature
 
+SCRIPT = "sdxl_train_control_net_lllite"
 IDLE = {**SDXL_IDLE, **LLLITE_IDLE}
-
-
-def recorded(facts: Path) -> dict[str, dict[str, Any]]:
-    path = facts / "cli" / "sdxl_train_control_net_lllite.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["flags"]
-    return {row["dest"]: row for row in rows}
 
 
 @pytest.fixture
@@ -41,30 +34,20 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
 def test_every_recorded_flag_is_declared_with_the_same_signature(facts: Path) -> None:
     flags = script_flags(TRAIN_LLLITE, IDLE, LLLITE_ABSENT, {})
     replaced = {"caption_extention", "use_8bit_adam", "use_lion_optimizer"}
-    rows = recorded(facts)
+    rows = recorded_flags(facts, SCRIPT)
     assert len(rows) == 171 and replaced <= flags.keys()
     for name, row in rows.items():
-        declared = flags[name]
-        kind = value_type(declared)
-        choices = [c for c in declared.metadata["choices"] or () if c not in MORE_CHOICES.get(name, ())]
-        ours = {
-            "flags": [f"--{declared.name}"],
-            "kind": "store_true" if is_switch(declared) else "store",
-            "type": kind and kind.__name__,
-            "nargs": "*" if takes_many(declared) else None,
-            "choices": choices or None,
-            "default": declared.default,
-        }
+        ours = signature(flags[name], flags[name].default)
         assert ours == {key: row.get(key) for key in ours}
 
 
 def test_recorded_flags_work_but_for_deepspeed_and_those_with_a_reason(facts: Path) -> None:
     flags = script_flags(TRAIN_LLLITE, IDLE, LLLITE_ABSENT, {})
-    unavailable = {name for name in recorded(facts) if flags[name].metadata["unavailable"]}
+    unavailable = {name for name in recorded_flags(facts, SCRIPT) if flags[name].metadata["unavailable"]}
     distributed = {"deepspeed", "zero_stage", "zero3_init_flag", "zero3_save_16bit_model"}
     distributed |= {"fp16_master_weights_and_gradients"} | {name for name in flags if name.startswith("offload_")}
     assert unavailable <= distributed
-    without_effect = {name for name in recorded(facts) if flags[name].metadata["no_effect"]}
+    without_effect = {name for name in recorded_flags(facts, SCRIPT) if flags[name].metadata["no_effect"]}
     assert {"alpha_mask", "clip_skip"} <= without_effect
     assert not any(flags[name].metadata["no_effect"] for name in LlliteFlags.__dataclass_fields__)
 

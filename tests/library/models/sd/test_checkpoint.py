@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,13 @@ import torch
 from torch import Tensor
 
 from demo_checkpoint import Sizes, small_checkpoint
-from library.files.sources import Source, check_sources
 from library.files.weights import save_safetensors
 from library.models import parts
 from library.models.parts import locate
 from library.models.sd import checkpoint
 from library.models.sd.checkpoint import load_text_encoder, load_unet
-from library.models.text import clip
-from library.models.vae import sd as vae_module
 from library.models.vae.sd import load_vae, vae_id
-from tests.library.models.sd.manifests import ManifestFile, manifest
+from tests.library.models.sd.manifests import manifest, without_weights
 from tests.parity import recipe
 
 CPU = torch.device("cpu")
@@ -45,16 +41,7 @@ def small_v2(request: pytest.FixtureRequest) -> dict[str, Tensor]:
 
 @pytest.fixture
 def weightless(monkeypatch: pytest.MonkeyPatch) -> dict[Path, dict[str, Any]]:
-    """Path -> manifest of the files that the loaders will find; loading stops at the check that all weights fit."""
-    files: dict[Path, dict[str, Any]] = {}
-
-    def only_check(module: torch.nn.Module, sources: Mapping[str, Source], *_: Any) -> None:
-        check_sources(module.state_dict(), sources)
-
-    for place in (checkpoint, clip, vae_module):
-        monkeypatch.setattr(place, "fill_module", only_check)
-    monkeypatch.setattr(parts, "open_weights", lambda path: ManifestFile(path, files[path]))
-    return files
+    return without_weights(monkeypatch, checkpoint)
 
 
 @pytest.mark.parametrize(("name", "v2"), [("sd15", False), ("sd21", True)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,11 @@ from torch import Tensor
 
 from demo_folder import DemoFolder
 from demo_sdxl_folder import SdxlDemo
-from library.files.sources import Source, check_sources
 from library.files.weights import save_safetensors
-from library.models import parts
 from library.models.sdxl import checkpoint
 from library.models.sdxl.checkpoint import load_text_encoders, load_unet
-from library.models.text import clip
-from library.models.vae import sd as vae_module
 from library.models.vae.sd import load_vae
-from tests.library.models.sd.manifests import ManifestFile, manifest
+from tests.library.models.sd.manifests import manifest, without_weights
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 F32 = torch.float32
@@ -36,16 +32,7 @@ FOLDER = {
 
 @pytest.fixture
 def weightless(monkeypatch: pytest.MonkeyPatch) -> dict[Path, dict[str, Any]]:
-    """Path -> manifest of the files that the loaders will find; loading stops at the check that all weights fit."""
-    files: dict[Path, dict[str, Any]] = {}
-
-    def only_check(module: torch.nn.Module, sources: Mapping[str, Source], *_: Any) -> None:
-        check_sources(module.state_dict(), sources)
-
-    for place in (checkpoint, clip, vae_module):
-        monkeypatch.setattr(place, "fill_module", only_check)
-    monkeypatch.setattr(parts, "open_weights", lambda path: ManifestFile(path, files[path]))
-    return files
+    return without_weights(monkeypatch, checkpoint)
 
 
 def check_published(path: Path) -> None:
