@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import tempfile
@@ -23,6 +22,7 @@ from library.flags.output import OutputFlags
 from library.flags.run import MemoryFlags, PrecisionFlags
 from library.models.architecture import ImageRequest
 from library.train.accelerator import save_dtype, trained_dtype
+from library.train.given_names import network_module
 from library.train.key_check import check_keys, check_network_file
 from library.train.metadata import dataset_resolution, file_metadata, training_metadata
 from library.train.saving import Saver, Writer, snapshot
@@ -284,19 +284,6 @@ def written_at_once(network: Any, saver: Saver, dtype: torch.dtype | None, metad
         folder.rmdir()
 
     return move
-
-
-def network_module(flags: NetworkFlags) -> Any:
-    """The module that `--network_module` names."""
-    assert flags.network_module is not None  # the settings have been checked
-    try:
-        return importlib.import_module(flags.network_module)
-    except ModuleNotFoundError as error:
-        package = flags.network_module.split(".")[0]
-        hint = (
-            "pip install lycoris-lora" if package == "lycoris" else "is the name right? networks.lora is the usual one"
-        )
-        raise ValueError(f"--network_module {flags.network_module}: {error}; {hint}") from error
 
 
 def network_arguments(flags: NetworkFlags) -> dict[str, Any]:

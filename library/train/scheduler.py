@@ -213,15 +213,22 @@ def _adafactor_schedule(flags: SchedulerFlags, optimizer: Optimizer, relative: b
         raise ValueError(f"--lr_scheduler adafactor:{initial}: what follows the colon must be a number") from error
 
 
-def _custom_schedule(flags: SchedulerFlags, optimizer: Optimizer, arguments: Mapping[str, Any]) -> Schedule:
-    """A class of torch.optim.lr_scheduler or at a dotted path, given --lr_scheduler_args."""
+def custom_class(flags: SchedulerFlags) -> Any:
+    """The class that --lr_scheduler_type names; None if nothing is named."""
     name = flags.lr_scheduler_type
+    if not name:
+        return None
     if flags.lr_warmup_steps:
         raise ValueError(f"--lr_scheduler_type {name} does not know --lr_warmup_steps; leave it out")
-    path = name if "." in name else f"torch.optim.lr_scheduler.{name}"
-    schedule_class = import_class(path, "--lr_scheduler_type")
-    if schedule_class is ReduceLROnPlateau:
+    found = import_class(name if "." in name else f"torch.optim.lr_scheduler.{name}", "--lr_scheduler_type")
+    if found is ReduceLROnPlateau:
         raise ValueError(f"--lr_scheduler_type {name} {NOT_SCHEDULES['reduce_lr_on_plateau']}")
+    return found
+
+
+def _custom_schedule(flags: SchedulerFlags, optimizer: Optimizer, arguments: Mapping[str, Any]) -> Schedule:
+    """A class of torch.optim.lr_scheduler or at a dotted path, given --lr_scheduler_args."""
+    name, schedule_class = flags.lr_scheduler_type, custom_class(flags)
     check_arguments(schedule_class, arguments, "--lr_scheduler_args", reserved={"optimizer"})
     try:
         return schedule_class(optimizer, **arguments)

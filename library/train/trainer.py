@@ -33,7 +33,7 @@ from library.train.dry_run import META, check_output_folder, models_without_weig
 from library.train.ending import ending_of, exit_code_of
 from library.train.exit_codes import ExitCode, from_data, marked
 from library.train.frozen_models import frozen_models
-from library.train.given_files import check_given_files
+from library.train.given_names import check_given_names
 from library.train.history import warnings_kept
 from library.train.images import images_of_run, loader_of_run
 from library.train.interruption import Request, Requests
@@ -138,7 +138,7 @@ class Trainer(ABC):
             self.dtype = trained_dtype(precision) if self.trains_base_model else weight_dtype(precision)
             with marked(ExitCode.FAILED):  # some look into their file, and what is wrong with that is no setting
                 self.arch = self.architecture(self.settings)
-                check_given_files(self.settings)
+            check_given_names(self.settings)
             self.room = self.memory_room(self.device)
             report_unused_flags(self.settings, self.arch)
             if self.accelerator.is_main_process:

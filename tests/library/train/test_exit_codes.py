@@ -192,6 +192,31 @@ def test_a_rate_beyond_all_measure_ends_the_script_with_5(
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--optimizer_type", "AdamX"), 2, "--optimizer_type: torch.optim has no class AdamX; did you mean Adam"),
+        (("--optimizer_args", "wait_decay=0.1"), 2, "--optimizer_args: AdamW has no argument wait_decay; did you mean"),
+        (("--lr_scheduler_type", "CosineAnealingLR"), 2, "did you mean CosineAnnealingLR?"),
+        (("--network_module", "networks.lara"), 1, "--network_module networks.lara: No module named 'networks.lara'"),
+    ],
+)
+def test_a_name_that_is_nothing_ends_the_run_before_anything_is_cached(
+    small_sd: DemoFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    class Early(SmallTrainer):
+        def load_data(self) -> None:
+            raise AssertionError("the run went on")
+
+    assert Early(small_settings(small_sd, tmp_path, *words)).run() == code
+    assert message in last_line(capsys)
+
+
 @pytest.mark.parametrize("flag", ["network_weights", "base_weights"])
 def test_a_network_that_is_not_whole_ends_the_run_before_anything_is_cached(
     small_sd: DemoFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
