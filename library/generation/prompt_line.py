@@ -185,13 +185,13 @@ def _steps(text: str) -> int:
 
 
 def _seed(text: str) -> int | None:
-    return int(text) if int(text) >= 0 else None
+    return int(text) if 0 <= int(text) < 2**64 else None
 
 
 _TEXT = _Kind("text", re.compile(r".+", re.DOTALL), re.compile(r".*", re.DOTALL), str)
 _COUNT = _Kind("a whole number", re.compile(r"\d+"), re.compile(r"\d+"), int)
 _STEPS = _Kind("a whole number", re.compile(r"\d+"), re.compile(r"\d+"), _steps)
-_SEED = _Kind("a whole number from 0", re.compile(r"-?\d+"), re.compile(r"-?\d+"), _seed)
+_SEED = _Kind("a whole number from 0 to 2**64 - 1", re.compile(r"-?\d+"), re.compile(r"-?\d+"), _seed)
 _FLOAT = _Kind("a number", re.compile(r"[\d.]+"), re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"), float)
 
 

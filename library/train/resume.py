@@ -301,4 +301,4 @@ def _unpickled(path: Path) -> Any:
             f"{path.name} holds more than numbers, which is not loaded since it could run code: {error}"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path.name} is damaged: {error}") from error
+        raise ValueError(f"{path.name} is cut short or damaged; go on from another state") from error

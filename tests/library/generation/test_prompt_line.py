@@ -58,7 +58,11 @@ def test_seed_zero_is_a_seed() -> None:
         ("a --w512", "unknown option --w512 is left out"),
         ("a --l x", "--l x is left out: its value is not a number"),
         ("a --l 1.2.3", "--l 1.2.3 is left out: its value is not a number"),
-        ("a --d -1", "--d -1 is left out: its value is not a whole number from 0"),
+        ("a --d -1", "--d -1 is left out: its value is not a whole number from 0 to 2**64 - 1"),
+        (
+            "a --d 18446744073709551616",
+            "--d 18446744073709551616 is left out: its value is not a whole number from 0 to 2**64 - 1",
+        ),
         ("a --n", "--n is left out: its value is not text"),
         ("a --w 512px", "--w 512px is read as 512"),
     ],
