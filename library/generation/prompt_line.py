@@ -138,6 +138,12 @@ def _from_table(table: Mapping[str, Any], where: str) -> ImageRequest:
     return _request(prompt, values)
 
 
+def special_options(request: ImageRequest) -> dict[str, str]:
+    """What `request` asks for that only some families know: the key in a file -> the option in a line."""
+    keys = set(request.extras) | {key for key in FOR_SOME if getattr(request, _FIELDS[key]) is not None}
+    return {option.key: f"--{name}" for name, option in _OPTIONS.items() if option.key in keys}
+
+
 def _request(prompt: str, values: Mapping[str, Any]) -> ImageRequest:
     named = {_FIELDS[key]: value for key, value in values.items() if key in _FIELDS}
     extras = {key: value for key, value in values.items() if key not in _FIELDS}
@@ -155,6 +161,9 @@ _FIELDS: Mapping[str, str] = {
     "sample_sampler": "sampler",
 }
 """Keys of prompt files that are fields of a request; the others are extras."""
+
+FOR_SOME = ("guidance_scale", "sample_sampler")
+"""Fields that only some families know, as they do extras."""
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,8 @@ class Architecture(ABC):
     """What the names of adapters on each text encoder begin with."""
     trained_beside_cache: ClassVar[frozenset[int]] = frozenset()
     """Which text encoders, counted from 0, can be trained while the answers of the others come from a cache."""
+    picture_options: ClassVar[frozenset[str]] = frozenset()
+    """Keys of prompt files that this family reads, of those that only some do."""
     latents: LatentFormat
     text: TextFormat
     process: Process

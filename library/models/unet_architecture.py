@@ -32,6 +32,7 @@ SIDE_OF_A_PREVIEW = 512
 class UNetArchitecture(Architecture):
     """A U-Net on four latent channels and CLIP text encoders; predicts the noise, or the velocity."""
 
+    picture_options: ClassVar[frozenset[str]] = frozenset({"sample_sampler"})
     latent_scale: ClassVar[float]
     """Brings the autoencoder's latents to unit variance."""
 

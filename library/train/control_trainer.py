@@ -116,6 +116,7 @@ class ControlTrainer(Trainer):
 
     trained: TrainedControl
     trains_on_pairs: ClassVar[bool] = True
+    picture_options: ClassVar[frozenset[str]] = frozenset({CONTROL_IMAGE})
     tracker_name: ClassVar[str] = "lllite_control_net_train"
     kind: ClassVar[str]
     """What modelspec calls such a network."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -23,7 +23,7 @@ from library.flags.monitor import PreviewFlags
 from library.flags.output import OutputFlags
 from library.generation.images import sample_file_name, sample_index, save_png, to_image
 from library.generation.picture_latents import picture_latents
-from library.generation.prompt_line import read_prompts
+from library.generation.prompt_line import read_prompts, special_options
 from library.models.architecture import Architecture, ImageRequest
 from library.train.aside import in_eval_mode, unchanged_randomness
 from library.train.history import Picture
@@ -92,8 +92,9 @@ class Processes(Protocol):
 class Previews:
     """The pictures of `--sample_prompts`, made when `--sample_every_n_epochs`, `_steps` or `--sample_at_first` say so.
 
-    `check` raises ValueError for a picture that what is trained could not make. Raises ValueError when pictures are
-    asked for and the file of prompts is not given, missing or malformed.
+    `check` raises ValueError for a picture that what is trained could not make; `options` of prompts are what it reads
+    beside those of the family. Raises ValueError when pictures are asked for and the file of prompts is not given,
+    missing or malformed.
     """
 
     def __init__(
@@ -102,9 +103,11 @@ class Previews:
         output: OutputFlags,
         arch: Architecture,
         check: Callable[[ImageRequest], None] | None = None,
+        options: Collection[str] = (),
     ) -> None:
         self.flags = flags
         self.check = check
+        self.options = {*arch.picture_options, *options}
         self.arch = arch
         self.output_name = output.output_name
         self.folder = Path(output.output_dir or ".") / "sample"
@@ -252,6 +255,9 @@ class Previews:
         requests = []
         for number, request in enumerate(read_prompts(path), start=1):
             where = f"{path}, prompt {number} ({request.prompt!r})"
+            for key, option in special_options(request).items():
+                if key not in self.options:
+                    logger.warning("%s: %s has no effect on pictures of this model", where, option)
             if request.sampler is None:
                 request = replace(request, sampler=self.flags.sample_sampler)
             try:

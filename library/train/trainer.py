@@ -68,6 +68,9 @@ class Trainer(ABC):
     trains_on_pairs: ClassVar[bool] = False
     """Whether a second image belongs to each, which is part of what is trained and no mask."""
 
+    picture_options: ClassVar[frozenset[str]] = frozenset()
+    """Keys of prompt files that what is trained reads, beside those of the family."""
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.state = TrainState()
@@ -143,9 +146,8 @@ class Trainer(ABC):
             report_unused_flags(self.settings, self.arch)
             if self.accelerator.is_main_process:
                 check_output_folder(self.settings[OutputFlags])
-            self.previews = Previews(
-                self.settings[PreviewFlags], self.settings[OutputFlags], self.arch, self.check_picture
-            )
+            asked = (self.settings[PreviewFlags], self.settings[OutputFlags])
+            self.previews = Previews(*asked, self.arch, self.check_picture, self.picture_options)
 
     def memory_room(self, device: torch.device) -> MemoryRoom:
         """Where the models of this run lie, with `device` for what is calculated."""

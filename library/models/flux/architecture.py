@@ -62,6 +62,7 @@ class Flux(Architecture):
     bucket_multiple: ClassVar[int] = 32
     encoder_prefixes: ClassVar[tuple[str, ...]] = ("lora_te1", "lora_te3")
     trained_beside_cache: ClassVar[frozenset[int]] = frozenset({0})  # CLIP-L, which is small
+    picture_options: ClassVar[frozenset[str]] = frozenset({"guidance_scale", "flow_shift", CONTROL_IMAGE})
     latents = autoencoder.latent_format("_flux.npz")
     # T5's feed-forward brings its numbers to the format of its last weight, float8 included.
     quantized_in_encoders = QuantizedLayers(("",), ("DenseReluDense.wo",))

@@ -26,6 +26,8 @@ from library.train.preview import Previews
 class Toy:
     """What previews ask of a family. Its pictures are one grey: the number of the prompt's letters over 10."""
 
+    picture_options = frozenset({"sample_sampler"})
+
     def __init__(self) -> None:
         self.seen: list[tuple[ImageRequest, list[bool]]] = []
         self.on_sample: Callable[[ImageRequest], None] = lambda request: None
@@ -133,6 +135,18 @@ def test_a_size_off_the_grid_is_said(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path / 'prompts.txt'}, prompt 1 ('a'): width 35 becomes 32"
     ]
+
+
+def test_an_option_that_the_model_does_not_read_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    previews_of(tmp_path, Toy(), "a --ss euler --cn edges.png --g 3.5", "b --l 4")
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "--g has no effect on pictures of this model",
+        "--cn has no effect on pictures of this model",
+    ]
+    caplog.clear()
+    flags = PreviewFlags(sample_every_n_steps=2, sample_prompts=prompts_in(tmp_path, "a --cn edges.png"))
+    Previews(flags, OutputFlags(), Toy(), options={"controlnet_image"})  # what is trained reads it
+    assert not caplog.records
 
 
 def test_an_epoch_names_its_pictures(tmp_path: Path) -> None:
