@@ -127,7 +127,7 @@ def words_for(declared: Field[Any], value: Any) -> list[str]:
         return []
     many = takes_many(declared)
     parts = value if isinstance(value, list) else [value]
-    if isinstance(value, list) and not many and not declared.metadata["parse"]:
+    if isinstance(value, list) and not many and not (declared.metadata["parse"] and _are_numbers(value)):
         raise ValueError(f"expected one value, got {value!r}")
     for part in parts:
         if isinstance(part, (bool, dict, list)):
@@ -140,6 +140,10 @@ def words_for(declared: Field[Any], value: Any) -> list[str]:
 def _is_whole(declared: Field[Any], part: Any) -> bool:
     # A share of the run, 1.0, is not one step.
     return isinstance(part, float) and part.is_integer() and float not in getattr(declared.type, "__args__", ())
+
+
+def _are_numbers(parts: list[Any]) -> bool:
+    return all(isinstance(part, (int, float)) for part in parts)
 
 
 def _toml(part: Any) -> str:

@@ -87,7 +87,7 @@ def test_a_settings_file_of_the_training_is_taken_and_what_has_no_effect_is_said
         (("--sdxl", "--flux"), "--flux and --sdxl are two families; leave one out"),
         (("--sdxl", "--v2"), "--v2 is for Stable Diffusion 2.x; leave it out for SDXL"),
         (("--ae={model}",), "--ae is for FLUX.1 and Chroma: add --flux"),
-        (("--flux", "--ae=x"), "--ae: there is no file x"),
+        (("--flux", "--ae=x"), "--ae: there is no file or folder x"),
         (("--random_crop",), "--random_crop needs the pixels at every step"),
     ],
 )
