@@ -72,6 +72,16 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Delete a file or a whole folder; a folder loses its name first, so that half of one is never taken for all."""
+    if not path.is_dir():
+        path.unlink()
+        return
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.old")
+    os.replace(path, aside)
+    shutil.rmtree(aside)
+
+
 @contextmanager
 def _errors_of_the_system() -> Iterator[None]:
     """Turn what safetensors and torch raise when the system does not write, such as on a full disk, into OSError."""

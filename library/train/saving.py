@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import shutil
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from library.files.atomic import remove
 from library.files.hub import HubPlace, Uploads
 from library.flags.output import HubFlags, OutputFlags
 from library.flags.settings import Settings
@@ -264,4 +264,4 @@ def _write(write: Writer, path: Path, old: Path | None, check: Check | None, upl
         uploads.send(path)
     if old is not None and old != path and old.exists():
         logger.info("removing old checkpoint: %s", old)
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
+        remove(old)

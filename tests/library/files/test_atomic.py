@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from library.files.atomic import replacing
+from library.files.atomic import remove, replacing
 from library.files.weights import save_safetensors
 from tests.clients.small_disk import small_disk
 
@@ -74,3 +74,17 @@ def test_a_system_that_does_not_write_is_an_os_error_whoever_writes(
         write(path)
     assert caught.value.errno == number
     assert path.read_text(encoding="utf-8") == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_not_deleted_to_its_end_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = tmp_path / "run-state"
+    state.mkdir()
+    (state / "model.safetensors").touch()
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("library.files.atomic.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove(state)
+    assert [path.name.startswith(".run-state.") for path in tmp_path.iterdir()] == [True]
