@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}\.tmp(\.[^.]+)?")
-"""What `replacing` calls its temporary files."""
+"""What `replacing`, `replacing_folder` and `remove` call what has no name yet, or any more."""
 LEFTOVER_AGE = 3600
 """Seconds after which nobody can be at work on a temporary file any more."""
 
@@ -77,9 +77,9 @@ def remove(path: Path) -> None:
     if not path.is_dir():
         path.unlink()
         return
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.old")
-    os.replace(path, aside)
-    shutil.rmtree(aside)
+    nameless = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    os.replace(path, nameless)
+    shutil.rmtree(nameless)
 
 
 @contextmanager
@@ -107,13 +107,20 @@ def _os_error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-def remove_leftovers(folders: Iterable[Path], suffix: str) -> None:
-    """Remove what runs that were killed left of files ending in `suffix`, unless someone may be writing it now."""
+def remove_leftovers(folders: Iterable[Path], suffix: str = "") -> None:
+    """Remove what runs that were killed left of files and folders ending in `suffix`.
+
+    What is not old stays, since someone may be writing it now.
+    """
     long_ago = time.time() - LEFTOVER_AGE
     extension = Path(suffix).suffix
     for folder in folders:
         with os.scandir(folder) as entries:
             found = [e for e in entries if e.name.endswith(extension) and LEFTOVER.fullmatch(e.name)]
         for entry in found:
-            if entry.stat().st_mtime < long_ago:
+            if entry.stat().st_mtime >= long_ago:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
                 Path(entry.path).unlink(missing_ok=True)

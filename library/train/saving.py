@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from library.files.atomic import remove
+from library.files.atomic import remove, remove_leftovers
 from library.files.hub import HubPlace, Uploads
 from library.flags.output import HubFlags, OutputFlags
 from library.flags.settings import Settings
@@ -47,7 +47,7 @@ class Saver:
 
     The weights are taken before `save_*` is called, so a file holds what a save on the spot would have held. What
     goes wrong in the thread is raised by the next `save_*`, by `check` or by `join`. An old file is deleted only once
-    the new one lies on the disk whole. Only the main process saves.
+    the new one lies on the disk whole. Only the main process saves, and removes what runs that were killed began.
 
     One save may be several files: `writers` maps what is put behind the name to what is written, such as "" for the
     network and "-ema" for its moving average.
@@ -76,6 +76,8 @@ class Saver:
         """Names of files and states whose saving began since `Progress.log_saves` asked."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saving")
         self._running: deque[Future[None]] = deque()
+        if is_main_process and self.directory.is_dir():
+            remove_leftovers([self.directory])
 
     def due_at_step(self, step: int, asked: object = None) -> bool:
         """Whether a file is wanted after optimizer step `step`, 1 for the first, or was `asked` for."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from concurrent.futures import wait
 from pathlib import Path
@@ -235,3 +236,17 @@ def test_a_snapshot_keeps_whole_numbers_and_casts_the_rest() -> None:
 def test_no_folder_is_an_error() -> None:
     with pytest.raises(ValueError, match="--output_dir is needed"):
         Saver(OutputFlags(), 1, is_main_process=True)
+
+
+def test_what_a_killed_run_began_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    old = [tmp_path / f".m.0123456789ab.tmp{end}" for end in (".safetensors", "")]
+    new = tmp_path / ".m.ba9876543210.tmp.safetensors"
+    for file in (old[0], old[1] / "optimizer.bin", new, tmp_path / "m.safetensors"):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    for path in (*old, tmp_path / "m.safetensors"):
+        os.utime(path, (0, 0))
+    Saver(OutputFlags(output_dir=str(tmp_path)), 1, is_main_process=False)
+    assert len(names(tmp_path)) == 4
+    Saver(OutputFlags(output_dir=str(tmp_path)), 1, is_main_process=True)
+    assert names(tmp_path) == [new.name, "m.safetensors"]
