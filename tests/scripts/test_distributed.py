@@ -21,13 +21,9 @@ from library.flags.settings import read_settings
 from library.flags.trainers import TRAIN_NETWORK
 from tests.clients.fixed_draws import FixedDraws
 from tests.clients.flux_training import flux_words
+from tests.clients.launcher import TWO_PROCESSES, said_by
 
 ROOT = Path(__file__).resolve().parents[2]
-LAUNCHER = [
-    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
-    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-    *("--num_cpu_threads_per_process", "1", "--main_process_port", "0"),
-]
 
 
 def words(demo: DemoFolder, folder: Path, batch_size: int) -> list[str]:
@@ -53,11 +49,8 @@ def norm(tensors: dict[str, torch.Tensor]) -> float:
 
 
 def test_two_processes_train_as_one_with_twice_the_batch(small_sd: DemoFolder, tmp_path: Path) -> None:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [*LAUNCHER, str(ROOT / "tests/scripts/fixed_draws.py"), *words(small_sd, tmp_path, 1)]
-    two = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=300)
-    assert two.returncode == 0, two.stderr[-3000:]
-    assert re.search(r"number of processes +2", two.stderr + two.stdout)
+    said = said_by(*TWO_PROCESSES, "tests/scripts/fixed_draws.py", *words(small_sd, tmp_path, 1))
+    assert re.search(r"number of processes +2", said)
     assert FixedDraws(read_settings(TRAIN_NETWORK, "test", argv=words(small_sd, tmp_path, 2))).run() == 0
 
     first, second = tensors(tmp_path / "out1/rank0.safetensors"), tensors(tmp_path / "out1/rank1.safetensors")
@@ -98,14 +91,9 @@ def test_two_processes_with_swapped_blocks_end_with_the_weights_of_two_without(
     words += ["--network_train_unet_only", "--cache_latents", "--cache_text_encoder_outputs"]
     swapped = ["--blocks_to_swap=2", "--cpu_modulation", "--gradient_checkpointing"]
     runs = [flux_words(small_flux, tmp_path / name, *words, *more) for name, more in (("plain", []), ("away", swapped))]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, str(ROOT / "tests/scripts/two_swapped_ranks.py")]
-    two = subprocess.run(
-        command, cwd=ROOT, env=environment, input=json.dumps(runs), capture_output=True, encoding="utf-8", timeout=300
-    )
-    assert two.returncode == 0, two.stderr[-3000:]
-    assert len(re.findall(r"number of processes +2", two.stderr + two.stdout)) == 2
-    assert "3 of 7 blocks lie in main memory" in two.stderr + two.stdout
+    said = said_by("tests/scripts/two_swapped_ranks.py", given=json.dumps(runs))
+    assert len(re.findall(r"number of processes +2", said)) == 2
+    assert "3 of 7 blocks lie in main memory" in said
     plain, *others = (tensors(tmp_path / run / f"rank{rank}.safetensors") for run in ("plain", "away") for rank in "01")
     assert norm({key: value for key, value in plain.items() if "lora_up" in key}) > 0
     assert all(torch.equal(other[key], plain[key]) for other in others for key in plain)

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,8 @@ from demo_folder import DemoFolder
 from library.train.log_file import read_log
 from tests.clients.continuing import tensors
 from tests.clients.flux_training import flux_words
-from tests.clients.launcher import handed_on
+from tests.clients.launcher import handed_on, said_by
 
-ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = """\
 compute_environment: LOCAL_MACHINE
 distributed_type: FSDP
@@ -93,18 +90,8 @@ def launch(demo: DemoFolder, flux: FluxDemo, root: Path) -> None:
     answers = handed_on("--config_file", str(root / "launcher.yaml"))
     assert answers["ACCELERATE_USE_FSDP"] == "true"
     ours = {name: value for name, value in answers.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
-    environment = os.environ | ours | meeting
-    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests/scripts/two_ranks_fsdp.py"), str(root)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "FSDP: of 0.01 GB of frozen weights of the denoiser this process keeps" in done.stderr
+    said = said_by("tests/scripts/two_ranks_fsdp.py", str(root), environment=os.environ | ours | meeting)
+    assert "FSDP: of 0.01 GB of frozen weights of the denoiser this process keeps" in said
 
 
 def held(folder: Path, rank: int) -> dict[str, int]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from demo_sdxl_folder import SdxlDemo
 from library.models.sdxl.architecture import Sdxl
 from library.train.control_trainer import ControlTrainer
 from networks.control_net_lllite import sizes_in_file
+from tests.clients.launcher import ONE_PROCESS, said_by
 from tests.clients.lllite_training import LlliteRuns, SmallControlTrainer, lllite_settings
 from tests.clients.training_db import fresh_accelerate
 
@@ -62,11 +60,7 @@ def command(demo: SdxlDemo, folder: Path) -> list[str]:
 
 def test_the_command_of_the_page_runs_under_accelerate(small_sdxl: SdxlDemo, tmp_path: Path) -> None:
     words = command(small_sdxl, tmp_path)
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]
-    launch += ["--mixed_precision=no", "--dynamo_backend=no", *words]
-    done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr[-3000:]
+    said_by(*ONE_PROCESS, *words)
     assert sorted(path.name for path in (tmp_path / "out").glob("*.safetensors")) == [
         "canny-000001.safetensors",
         "canny.safetensors",

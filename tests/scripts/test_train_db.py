@@ -6,8 +6,6 @@ import os
 import re
 import runpy
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from library.models.sd.architecture import StableDiffusion
 from library.models.sd.checkpoint import load_text_encoder, load_unet
 from library.models.sd.model_writer import FOLDER_KINDS
 from library.train.dreambooth_trainer import DreamBoothTrainer
+from tests.clients.launcher import ONE_PROCESS, said_by
 from tests.clients.training_db import ModelRuns, SmallModelTrainer, fresh_accelerate
 from tests.library.models.sd.test_model_writer import file_of_2x, path_of, trained, writer
 
@@ -73,12 +72,7 @@ def test_the_command_of_the_page_runs_under_accelerate_and_leaves_a_whole_model(
     first, with_folders = commands()
     assert "train_db.py" in first and "train_db.py" in with_folders
     words = replaced(with_folders, tmp_path, small_sd)
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]
-    command += ["--mixed_precision=no", "--dynamo_backend=no", *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "num reg images               2" in done.stderr + done.stdout
+    assert "num reg images               2" in said_by(*ONE_PROCESS, *words)
     unet = load_unet(tmp_path / "out" / "my_model.ckpt", False, torch.float32, CPU)
     before = load_unet(small_sd.checkpoint, False, torch.float32, CPU)
     assert not torch.equal(unet.conv_in.weight, before.conv_in.weight)

@@ -16,7 +16,7 @@ from library.files.views import part_of
 from library.files.weights import WeightFile
 from library.models.kinds import MODELS, kind_of
 from library.models.parts import part_folder
-from library.models.vae.sd import build_vae, encoder_id, vae_sources
+from library.models.vae.sd import build_vae, encoder_id, sources_with
 
 CHANNELS, STRIDE = 16, 8
 PREFIX = "vae."
@@ -65,11 +65,4 @@ def _checked_sources(file: WeightFile, path: Path, flag: str) -> dict[str, Sourc
     kind = kind_of(keys, MODELS)
     if kind is not None:
         raise ValueError(f"{flag}: {path} is {kind.name}, not the FLUX.1 autoencoder (ae.safetensors)")
-    sources = vae_sources(file)
-    first = sources.get("decoder.conv_in.weight")
-    if first is not None and first.shape[1] != CHANNELS:
-        raise ValueError(
-            f"{flag}: the autoencoder in {path} has {first.shape[1]} latent channels, FLUX.1 needs {CHANNELS}: it "
-            "belongs to another family of models"
-        )
-    return sources
+    return sources_with(CHANNELS, file, path, flag, "FLUX.1")

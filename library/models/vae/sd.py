@@ -142,12 +142,17 @@ def _checked_sources(file: WeightFile, flag: str) -> dict[str, Source]:
     keys = file.keys()
     if any(key.startswith(UNET_PREFIX) for key in keys) and not any(key.startswith(LDM_PREFIX) for key in keys):
         raise ValueError(f"{flag}: {file.path} holds no autoencoder; give one with --vae")
+    return sources_with(LATENT_CHANNELS, file, file.path, flag, "Stable Diffusion")
+
+
+def sources_with(channels: int, file: WeightFile, path: Path, flag: str, family: str) -> dict[str, Source]:
+    """As `vae_sources`; ValueError when the latents have not as many `channels` as `family` needs."""
     sources = vae_sources(file)
     first = sources.get("decoder.conv_in.weight")
-    if first is not None and first.shape[1] != LATENT_CHANNELS:
+    if first is not None and first.shape[1] != channels:
         raise ValueError(
-            f"{flag}: the autoencoder in {file.path} has {first.shape[1]} latent channels, Stable Diffusion needs "
-            f"{LATENT_CHANNELS}: it belongs to another family of models"
+            f"{flag}: the autoencoder in {path} has {first.shape[1]} latent channels, {family} needs {channels}: it "
+            "belongs to another family of models"
         )
     return sources
 

@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,9 +30,9 @@ from library.train.validation import (
     validation_timesteps,
 )
 from tests.clients.continuing import TinyRuns, equal
+from tests.clients.launcher import TWO_PROCESSES, said_by
 from tests.clients.training import SmallTrainer, small_settings
 
-ROOT = Path(__file__).resolve().parents[3]
 SPLIT = ("--validation_split", "0.3", "--max_train_epochs", "2", "--cache_latents")
 
 
@@ -254,21 +251,10 @@ def test_only_the_first_batches_count_with_max_validation_steps(runs: TinyRuns) 
 def test_two_ranks_find_what_one_finds(runs: TinyRuns) -> None:
     # With a rate of next to nothing both runs judge the same weights.
     words = runs.words(*SPLIT, "--learning_rate", "1e-20", "--max_train_epochs", "1", "--train_batch_size", "1")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += ["--num_cpu_threads_per_process", "1", str(ROOT / "train_network.py")]
     common = ["--pretrained_model_name_or_path", str(runs.demo.checkpoint), "--network_module", "networks.lora"]
     common += ["--tokenizer_cache_dir", str(runs.demo.tokenizers), "--output_name", "small", "--seed", "7"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*command, *common, "--network_dim", "4", "--output_dir", str(runs.root / "two"), *words],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    common += ["--network_dim", "4", "--output_dir", str(runs.root / "two")]
+    said_by(*TWO_PROCESSES, "train_network.py", *common, *words)
     runs.train("one", *words[2:])
     two, one = (
         {line["image"]: line for row in logged(runs, name) if row.get("table") == "validation" for line in row["rows"]}
